@@ -1,0 +1,52 @@
+"""A codec: pixels to backbone units and back, whatever the autoencoder."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Protocol
+
+from mezzotint.codec.latent_space import LatentSpace
+from mezzotint.errors import InputError
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+
+class Autoencoder(Protocol):
+    """What a codec asks of a network; sizes are plain integers of the autoencoder.
+
+    encode: (B, pixel_channels, H, W) in [-1, 1] -> (B, latent_channels or more, H/factor, W/factor); what a variational encoder adds after the mean
+    (the log-variance) is ignored here. decode: (B, latent_channels, h, w) -> (B, pixel_channels, h*factor, w*factor).
+    """
+
+    factor: int
+    latent_channels: int
+    pixel_channels: int
+
+    def encode(self, pixels: Tensor) -> Tensor: ...
+
+    def decode(self, z: Tensor) -> Tensor: ...
+
+
+class Codec:
+    """An autoencoder together with the latent space that its backbone was trained in."""
+
+    def __init__(self, autoencoder: nn.Module, space: LatentSpace | None = None) -> None:
+        self.autoencoder = autoencoder
+        self.space = space or LatentSpace()
+        self.factor = int(autoencoder.factor)  # pyright: ignore[reportArgumentType]
+        self.channels = int(autoencoder.latent_channels)  # pyright: ignore[reportArgumentType]
+        self.pixel_channels = int(autoencoder.pixel_channels)  # pyright: ignore[reportArgumentType]
+
+    def encode(self, pixels: Tensor) -> Tensor:
+        """The mean latents (B, channels, H/factor, W/factor) in backbone units of (B, pixel_channels, H, W) in [-1, 1]."""
+        _, channels, height, width = pixels.shape
+        if channels != self.pixel_channels:
+            raise InputError(f"this codec reads {self.pixel_channels} colour channels, the image has {channels}")
+        if height % self.factor or width % self.factor:
+            raise InputError(f"image size {width}x{height} is not a multiple of {self.factor}, the codec's factor")
+        z = self.autoencoder.encode(pixels)[:, : self.channels]  # (B, C, h, w)  pyright: ignore[reportCallIssue]
+        return self.space.to_backbone(z)
+
+    def decode(self, latents: Tensor) -> Tensor:
+        """Pixels (B, pixel_channels, h*factor, w*factor), about [-1, 1], of latents in backbone units."""
+        return self.autoencoder.decode(self.space.to_autoencoder(latents))  # pyright: ignore[reportCallIssue]
