@@ -1,0 +1,1 @@
+"""Image folders with captions and masks, mask shapes, caches bound to the codec that made them."""
