@@ -1,0 +1,88 @@
+"""`metadata.jsonl`: one JSON object a line beside the images, the convention of the datasets library."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from mezzotint import files
+from mezzotint.errors import InputError
+
+METADATA = "metadata.jsonl"
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One image of a training folder; what the file says beyond these fields is kept by `rows` and ignored here."""
+
+    file_name: str  # relative to the folder
+    text: str  # the caption, "" where there is none
+    label: int | None  # class index, None: no class is known
+    mask: str | None  # file name of a mask, white = the defect, relative to the folder
+    line: int  # where the row stands in metadata.jsonl, for messages
+
+
+def rows(folder: Path) -> list[dict[str, Any]]:
+    """The plain objects of a folder's metadata.jsonl, in file order, each also holding its line number as "line"."""
+    path = Path(folder) / METADATA
+    if not Path(folder).is_dir():
+        raise InputError(f"no such training folder: {folder}")
+    if not path.is_file():
+        raise InputError(
+            f'{folder} has no {METADATA}: write one line per image, {{"file_name": "a.png", "text": "a caption"}}.'
+        )
+    found: list[dict[str, Any]] = []
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except UnicodeDecodeError as error:
+        raise InputError(f"{path} is not UTF-8 ({error.reason} at byte {error.start}); save it as UTF-8.") from error
+    for number, line in enumerate(lines, start=1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+        except json.JSONDecodeError as error:
+            raise InputError(
+                f"{path}, line {number}: not valid JSON ({error.msg} at column {error.colno}). Each line is one object."
+            ) from error
+        if not isinstance(row, dict):
+            raise InputError(f"{path}, line {number}: expected a JSON object, found {type(row).__name__}.")
+        found.append({**row, "line": number})
+    if not found:
+        raise InputError(f"{path} is empty: a training folder needs at least one image.")
+    return found
+
+
+def read(folder: Path) -> list[Row]:
+    """The typed rows of a training folder; every mistake is an InputError that names file and line."""
+    path = Path(folder) / METADATA
+    result: list[Row] = []
+    seen: dict[str, int] = {}
+    for row in rows(folder):
+        where = f"{path}, line {row['line']}"
+        name, text, label, mask = (row.get(key) for key in ("file_name", "text", "label", "mask"))
+        if not isinstance(name, str) or not name:
+            raise InputError(f'{where}: "file_name" is missing; it names an image relative to {folder}.')
+        if text is not None and not isinstance(text, str):
+            raise InputError(f'{where}: "text" must be a string, found {text!r}.')
+        if label is not None and (not isinstance(label, int) or isinstance(label, bool) or label < 0):
+            raise InputError(f'{where}: "label" must be a class index 0, 1, 2, ..., found {label!r}.')
+        if mask is not None and not isinstance(mask, str):
+            raise InputError(f'{where}: "mask" must be a file name, found {mask!r}.')
+        for file in filter(None, (name, mask)):
+            if not (Path(folder) / file).is_file():
+                raise InputError(f"{where}: no such file {Path(folder) / file}. Correct the name or remove the line.")
+        if name in seen:
+            raise InputError(f"{where}: {name} is listed already on line {seen[name]}; remove one of the two.")
+        seen[name] = row["line"]
+        result.append(Row(name, text or "", label, mask, row["line"]))
+    return result
+
+
+def write(folder: Path, content: Iterable[Mapping[str, Any]]) -> Path:
+    """Write metadata.jsonl atomically from plain objects (line numbers that `rows` added are left out)."""
+    lines = [json.dumps({k: v for k, v in row.items() if k != "line"}, ensure_ascii=False) for row in content]
+    return files.write_text(Path(folder) / METADATA, "\n".join(lines) + "\n")
