@@ -1,0 +1,63 @@
+"""From words on the command line to a verb's frozen dataclass, with complaints of one line."""
+
+from __future__ import annotations
+
+import contextlib
+import difflib
+import inspect
+import io
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import fields
+from typing import TypeVar
+
+from mezzotint.errors import InputError
+
+T = TypeVar("T")
+
+
+def parse(kind: type[T], *, prog: str, args: Sequence[str]) -> T:
+    """An instance of the dataclass `kind` filled from `args`; InputError names the wrong flag or value.
+
+    `--help` prints the docstring and the fields and raises SystemExit(0).
+    """
+    import tyro
+
+    known = ["--help"] + [f"--{field.name.replace('_', '-')}" for field in fields(kind)]  # pyright: ignore[reportArgumentType]
+    for token in args:
+        flag = token.partition("=")[0].replace("_", "-")
+        if flag == "--":
+            break
+        if flag.startswith("--") and flag not in known:
+            raise InputError(f"{prog} has no option {flag}{nearest(flag, known)}. `{prog} --help` lists them.")
+    said = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(said):
+            return tyro.cli(
+                kind,
+                prog=prog,
+                description=inspect.getdoc(kind),
+                args=args,
+                config=(tyro.conf.FlagCreatePairsOff,),
+            )
+    except SystemExit as stop:
+        if stop.code in (0, None):
+            raise
+        raise InputError(f"{prog}: {condense(said.getvalue())}. `{prog} --help` says more.") from None
+
+
+def nearest(word: str, valid: Iterable[str]) -> str:
+    """` (did you mean 'x'?)` where a valid word is close, else nothing."""
+    close = difflib.get_close_matches(word, list(valid), n=1, cutoff=0.5)
+    return f" (did you mean '{close[0]}'?)" if close else ""
+
+
+def condense(box: str) -> str:
+    """One sentence from the framed complaint of the option parser."""
+    rows = [re.sub(r"\x1b\[[0-9;]*m", "", row)[1:-1].rstrip() for row in box.splitlines() if "│" in row]
+    wanted = [row for row in rows[: next((i for i, row in enumerate(rows) if "───" in row), None)]]
+    if wanted and wanted[0].strip().startswith("Missing from"):
+        # Indented once: a missing option; indented twice: its help, which is left out.
+        names = [row.strip() for row in wanted[1:] if re.match(r" {5}\S", row)]
+        return f"missing {', '.join(names)}"
+    return " ".join(row.strip() for row in wanted).rstrip(".") or box.strip().rstrip(".")
