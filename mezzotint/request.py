@@ -17,8 +17,8 @@ if TYPE_CHECKING:
 class Request:
     """One wish; what is left at None is answered by the model's contract.
 
-    Image i of `count` is drawn with seed + i, whatever else is in the batch. `label` and a model with classes: an index or a name of the contract;
-    `negative` is then a class name too (the null class where it is empty). Raises InputError for values that no model could serve.
+    Image i of `count` is drawn with seed + i, whatever else is in the batch. For a model with classes `label` is an
+    index or a name, and `negative` a name too (empty: the null class). InputError for values that no model could serve.
     """
 
     prompt: str = ""
@@ -49,10 +49,11 @@ class Request:
         for name, low, high in (("guidance", 0.0, math.inf), ("guidance_rescale", 0.0, 1.0), ("eta", 0.0, 1.0)):
             value = getattr(self, name)
             if value is not None and not (math.isfinite(value) and low <= value <= high):
-                raise InputError(f"{name} must be {f'from {low:g} to {high:g}' if high < math.inf else 'at least 0'}, not {value!r}")
+                span = f"from {low:g} to {high:g}" if high < math.inf else "at least 0"
+                raise InputError(f"{name} must be {span}, not {value!r}")
         first, last = self.guidance_interval
         if not 0 <= first <= last <= 1:
-            raise InputError(f"guidance_interval must be two rising fractions of the path such as (0, 0.8), not {self.guidance_interval!r}")
+            raise InputError(f"guidance_interval must be two rising fractions of the path, not {first!r}, {last!r}")
         if self.strength is not None and not 0 < self.strength <= 1:
             raise InputError(f"strength must be above 0 and at most 1, not {self.strength!r}")
         if self.image is None and self.mask is not None:

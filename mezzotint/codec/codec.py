@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, cast
 
 from mezzotint.codec.latent_space import LatentSpace
+from mezzotint.digests import module_digest
 from mezzotint.errors import InputError
 
 if TYPE_CHECKING:
@@ -14,10 +15,12 @@ if TYPE_CHECKING:
 class Autoencoder(Protocol):
     """What a codec asks of a network; sizes are plain integers of the autoencoder.
 
-    encode: (B, pixel_channels, H, W) in [-1, 1] -> (B, latent_channels or more, H/factor, W/factor); what a variational encoder adds after the mean
-    (the log-variance) is ignored here. decode: (B, latent_channels, h, w) -> (B, pixel_channels, h*factor, w*factor).
+    encode: (B, pixel_channels, H, W) in [-1, 1] -> (B, latent_channels or more, H/factor, W/factor); what a variational
+    encoder adds after the mean (the log-variance) is ignored here.
+    decode: (B, latent_channels, h, w) -> (B, pixel_channels, h*factor, w*factor).
     """
 
+    config: Any  # a frozen dataclass
     factor: int
     latent_channels: int
     pixel_channels: int
@@ -33,20 +36,25 @@ class Codec:
     def __init__(self, autoencoder: nn.Module, space: LatentSpace | None = None) -> None:
         self.autoencoder = autoencoder
         self.space = space or LatentSpace()
-        self.factor = int(autoencoder.factor)  # pyright: ignore[reportArgumentType]
-        self.channels = int(autoencoder.latent_channels)  # pyright: ignore[reportArgumentType]
-        self.pixel_channels = int(autoencoder.pixel_channels)  # pyright: ignore[reportArgumentType]
+        self._network = cast(Autoencoder, autoencoder)  # the same object, typed as what is asked of it
+        self.factor = self._network.factor
+        self.channels = self._network.latent_channels
+        self.pixel_channels = self._network.pixel_channels
+
+    def digest(self) -> str:
+        """Names the autoencoder by its configuration and weights; the latent space is not part of it."""
+        return module_digest(self.autoencoder, self._network.config)
 
     def encode(self, pixels: Tensor) -> Tensor:
-        """The mean latents (B, channels, H/factor, W/factor) in backbone units of (B, pixel_channels, H, W) in [-1, 1]."""
+        """Mean latents (B, channels, H/factor, W/factor) in backbone units of (B, pixel_channels, H, W) in [-1, 1]."""
         _, channels, height, width = pixels.shape
         if channels != self.pixel_channels:
             raise InputError(f"this codec reads {self.pixel_channels} colour channels, the image has {channels}")
         if height % self.factor or width % self.factor:
             raise InputError(f"image size {width}x{height} is not a multiple of {self.factor}, the codec's factor")
-        z = self.autoencoder.encode(pixels)[:, : self.channels]  # (B, C, h, w)  pyright: ignore[reportCallIssue]
+        z = self._network.encode(pixels)[:, : self.channels]  # (B, C, h, w)
         return self.space.to_backbone(z)
 
     def decode(self, latents: Tensor) -> Tensor:
         """Pixels (B, pixel_channels, h*factor, w*factor), about [-1, 1], of latents in backbone units."""
-        return self.autoencoder.decode(self.space.to_autoencoder(latents))  # pyright: ignore[reportCallIssue]
+        return self._network.decode(self.space.to_autoencoder(latents))

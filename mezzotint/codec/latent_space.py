@@ -15,7 +15,8 @@ if TYPE_CHECKING:
 class LatentSpace:
     """backbone = (z - shift) * scale, one number for all channels or one per channel (C,).
 
-    Stable Diffusion scales by one number (Rombach et al. 2022, appendix G), SD 3.5 also shifts; per-channel numbers whiten a linear codec.
+    Stable Diffusion scales by one number (Rombach et al. 2022, appendix G), SD 3.5 also shifts; per-channel numbers
+    whiten a linear codec.
     """
 
     scale: float | tuple[float, ...] = 1.0
@@ -24,7 +25,7 @@ class LatentSpace:
     def __post_init__(self) -> None:
         scales = self.scale if isinstance(self.scale, tuple) else (self.scale,)
         if any(value == 0 for value in scales):
-            raise InputError("a latent space with scale 0 loses every image; give the scale that makes latents unit variance")
+            raise InputError("a latent space with scale 0 loses every image; give one that makes latents unit variance")
 
     def to_backbone(self, z: Tensor) -> Tensor:
         """(B, C, h, w) from the autoencoder's units."""

@@ -1,0 +1,246 @@
+"""The agreement that travels with weights: what a network was trained under, checked wherever two parts meet."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, PlainSerializer, PlainValidator, ValidationError
+
+from mezzotint.codec import Codec, LatentSpace
+from mezzotint.errors import InputError
+from mezzotint.files import write_text
+from mezzotint.process import Process
+
+FILE = "contract.json"
+VERSION = 1
+
+
+def _read_process(value: Any) -> Process:
+    return value if isinstance(value, Process) else Process.from_dict(value)
+
+
+def _write_process(process: Process) -> dict[str, Any]:
+    return process.to_dict()
+
+
+class _Facts(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+
+class LatentFacts(_Facts):
+    """Where the backbone works: backbone = (z - shift) * scale, z from the codec named by its digest."""
+
+    codec: str  # SHA-256 over the autoencoder's configuration and tensors
+    channels: int
+    factor: int
+    pixel_channels: int
+    scale: float | tuple[float, ...] = 1.0
+    shift: float | tuple[float, ...] = 0.0
+
+    @staticmethod
+    def of(codec: Codec) -> LatentFacts:
+        """The facts of a codec at hand."""
+        return LatentFacts(
+            codec=codec.digest(), channels=codec.channels, factor=codec.factor, pixel_channels=codec.pixel_channels,
+            scale=codec.space.scale, shift=codec.space.shift,
+        )  # fmt: skip
+
+    def space(self) -> LatentSpace:
+        """The latent space as an object that converts."""
+        return LatentSpace(scale=self.scale, shift=self.shift)
+
+
+class TextFacts(_Facts):
+    """What the prompt became before the network saw it."""
+
+    encoder: str  # a name for people
+    digest: str  # SHA-256 over the encoder's configuration, tensors and vocabulary
+    layer: int  # -1 is the last hidden state
+    length: int  # tokens, longer prompts are cut
+    padding: Literal["longest", "max_length"]
+    pooling: Literal["mean"]
+    width: int  # of tokens and of the pooled vector
+
+
+class ClassFacts(_Facts):
+    """Class names by index; the index `null` means "no class"."""
+
+    names: tuple[str, ...]
+    null: int | None = None
+
+
+class GuidanceFacts(_Facts):
+    """Whether classifier-free guidance is possible, and how much of it is good."""
+
+    dropout: float = 0.0  # share of training steps without conditioning; 0: the unconditional branch was never trained
+    distilled: bool = False  # the network was told the scale and needs no second branch
+    scale: float = 1.0  # recommended
+
+
+class SamplingFacts(_Facts):
+    """What a request that names neither sampler nor steps gets."""
+
+    sampler: str
+    steps: int
+
+
+class DtypeFacts(_Facts):
+    """The number formats in which each part was seen to work."""
+
+    backbone: tuple[str, ...] = ("float32", "bfloat16")
+    codec: tuple[str, ...] = ("float32",)
+
+
+class Licence(_Facts):
+    """SPDX names, or a sentence: of the weights, and of the data they were trained on."""
+
+    weights: str
+    data: str | None = None
+
+
+class Lineage(_Facts):
+    """From these weights back to what made them; digests are SHA-256."""
+
+    base: str | None = None  # weights this training started from
+    dataset: str | None = None  # manifest
+    recipe: str | None = None
+    code: str | None = None  # version of Mezzotint
+    seed: int | None = None
+    steps: int | None = None
+    overrides: tuple[str, ...] = ()  # every mismatch that --force let pass
+
+
+class Contract(_Facts):
+    """Everything about a set of weights that the weights themselves cannot say; written as contract.json."""
+
+    version: Literal[1] = VERSION
+    family: str = "native"
+    process: Annotated[Process, PlainValidator(_read_process), PlainSerializer(_write_process)]
+    latent: LatentFacts
+    size: tuple[int, int]  # width, height in pixels of the training images
+    weights: str  # SHA-256 over the backbone's tensors
+    text: TextFacts | None = None
+    classes: ClassFacts | None = None
+    inpaint: int | None = None  # k: the backbone also reads k*k mask maps and the masked latents
+    guidance: GuidanceFacts = GuidanceFacts()
+    sampling: SamplingFacts
+    dtypes: DtypeFacts = DtypeFacts()
+    licence: Licence
+    lineage: Lineage = Lineage()
+
+    def overridden(self, overrides: Iterable[str]) -> Contract:
+        """The same contract with mismatches that were let pass written into its lineage."""
+        entries = self.lineage.overrides + tuple(o for o in overrides if o not in self.lineage.overrides)
+        return self.model_copy(update={"lineage": self.lineage.model_copy(update={"overrides": entries})})
+
+
+def read_contract(path: Path) -> Contract:
+    """Read contract.json, or the one in a model folder; InputError says which field is wrong and how."""
+    path = Path(path) / FILE if Path(path).is_dir() else Path(path)
+    if not path.is_file():
+        raise InputError(
+            f"{path} is missing, so nothing says what these weights were trained under. Restore it from the original "
+            f"folder, or state the facts with mezzotint.contract.Contract(...) and write_contract(contract, folder)."
+        )
+    try:
+        return Contract.model_validate_json(path.read_bytes())
+    except ValidationError as error:
+        raise InputError(f"{path}: {_explain(error)}") from error
+    except (OSError, InputError) as error:
+        raise InputError(f"{path}: {error}") from error
+
+
+def write_contract(contract: Contract, folder: Path) -> Path:
+    """Write contract.json into a model folder, atomically."""
+    return write_text(Path(folder) / FILE, contract.model_dump_json(indent=2) + "\n")
+
+
+def check_codec(contract: Contract, at: Path, codec: Codec, codec_at: Path, force: bool = False) -> Contract:
+    """Refuse a codec that the backbone was not trained with; `force` writes the override into the lineage."""
+    return contract.overridden(check_cache(contract.latent, at, LatentFacts.of(codec), codec_at, force))
+
+
+def check_cache(ours: LatentFacts, at: Path, theirs: LatentFacts, theirs_at: Path, force: bool = False) -> list[str]:
+    """Refuse latents that another codec made, or the same codec with another scale or shift."""
+    return agree("latent", ours.model_dump(), at, theirs.model_dump(), theirs_at, force)
+
+
+def check_text(contract: Contract, at: Path, text: TextFacts | None, text_at: Path, force: bool = False) -> Contract:
+    """Refuse a text encoder, or a way of reading it, that the backbone was not trained with."""
+    ours = {"text": contract.text.model_dump() if contract.text else None}
+    theirs = {"text": text.model_dump() if text else None}
+    return contract.overridden(agree("", ours, at, theirs, text_at, force))
+
+
+def check_backbone(
+    contract: Contract, at: Path, facts: Mapping[str, int | None], weights: str, weights_at: Path, force: bool = False
+) -> Contract:
+    """Refuse weights that the contract does not speak of.
+
+    `facts`: in_channels, out_channels, classes (rows of the label table), tokens (width of the cross-attention input);
+    only the keys that the backbone's configuration knows. `weights` is the digest of its tensors as read.
+    """
+    channels = contract.latent.channels
+    extra = 0 if contract.inpaint is None else contract.inpaint**2 + channels
+    classes = contract.classes
+    expected: dict[str, Any] = {
+        "in_channels": channels + extra,
+        "out_channels": channels,
+        "classes": None if classes is None else len(classes.names) + int(classes.null == len(classes.names)),
+        "tokens": contract.text.width if contract.text else None,
+    }
+    ours = {key: value for key, value in expected.items() if key in facts} | {"weights": contract.weights}
+    return contract.overridden(agree("", ours, at, dict(facts) | {"weights": weights}, weights_at, force))
+
+
+def check_finetune(base: Contract, base_at: Path, process: Process, recipe_at: Path, force: bool = False) -> Contract:
+    """Refuse to train weights under another process than theirs (v-prediction on epsilon weights and its kin)."""
+    return base.overridden(agree("process", base.process.to_dict(), base_at, process.to_dict(), recipe_at, force))
+
+
+def agree(
+    what: str, ours: Mapping[str, Any], at: Path, theirs: Mapping[str, Any], theirs_at: Path, force: bool
+) -> list[str]:
+    """The one comparison: InputError with both values and both files, or (forced) the list of overrides to record."""
+    found = [f"{key} is {a} in {at} but {b} in {theirs_at}" for key, a, b in _differences(what, ours, theirs)]
+    if found and not force:
+        raise InputError(f"parts that do not belong together: {'; '.join(found)}.\nUse matching parts, or --force.")
+    return found
+
+
+def _differences(name: str, ours: Any, theirs: Any) -> list[tuple[str, str, str]]:
+    if isinstance(ours, Mapping) and isinstance(theirs, Mapping):
+        found: list[tuple[str, str, str]] = []
+        keys: list[str] = list(dict.fromkeys([*ours, *theirs]))  # pyright: ignore[reportUnknownArgumentType]
+        for key in keys:
+            found += _differences(f"{name}.{key}" if name else key, ours.get(key), theirs.get(key))  # pyright: ignore
+        return found
+    return [] if ours == theirs else [(name, _short(ours), _short(theirs))]
+
+
+def _short(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else f"{text[:40]}... ({len(text)} characters)"
+
+
+def _explain(error: ValidationError) -> str:
+    first, *rest = error.errors()
+    where = ".".join(str(part) for part in first["loc"]) or "the file"
+    message = first["msg"]
+    if first["type"] == "extra_forbidden":
+        near = get_close_matches(str(first["loc"][-1]), _field_names(Contract), n=1)
+        message = f"unknown key{f', nearest valid name: {near[0]}' if near else ''}"
+    elif first["loc"] == ("version",):
+        message = f"{first['input']!r}, but this Mezzotint reads contract version {VERSION}: use the one that wrote it"
+    return f"{where}: {message}" + (f" (and {len(rest)} more)" if rest else "")
+
+
+def _field_names(model: type[BaseModel]) -> list[str]:
+    names: list[str] = []
+    for name, info in model.model_fields.items():
+        nested = [t for t in (info.annotation, *getattr(info.annotation, "__args__", ())) if isinstance(t, type)]
+        names += [name, *(n for t in nested if issubclass(t, _Facts) for n in _field_names(t))]
+    return names
