@@ -1,0 +1,51 @@
+"""Network configurations as plain dataclasses, read from and written to the published config.json files."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping
+from dataclasses import asdict, fields
+from typing import TYPE_CHECKING, TypeVar, cast
+
+from mezzotint.errors import InputError
+
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
+
+    Config = TypeVar("Config", bound=DataclassInstance)
+
+
+def read_config(kind: type[Config], data: Mapping[str, object], fixed: Mapping[str, object]) -> Config:
+    """Build the dataclass `kind` from a config.json; lists become tuples, keys starting with '_' are the writer's own.
+
+    `fixed` names options that the published files may carry and we build one way only: any other value of theirs, and any
+    key that is neither a field nor in `fixed`, raises InputError naming it.
+    """
+    names = [f.name for f in fields(kind)]
+    chosen: dict[str, object] = {}
+    for key, value in data.items():
+        if key.startswith("_"):
+            continue
+        value = _plain(value)
+        if key in names:
+            chosen[key] = value
+        elif key not in fixed:
+            near = difflib.get_close_matches(key, [*names, *fixed], n=1)
+            hint = f"; did you mean '{near[0]}'?" if near else ""
+            raise InputError(f"{kind.__name__} does not know the option '{key}' = {value!r}{hint}")
+        elif value != fixed[key]:
+            raise InputError(f"{kind.__name__} cannot build '{key}' = {value!r}: only {fixed[key]!r} is supported")
+    return kind(**chosen)
+
+
+def write_config(config: DataclassInstance, class_name: str) -> dict[str, object]:
+    """The config.json of a network: the dataclass as plain data with the published class name in front."""
+    return {"_class_name": class_name, **{key: _listed(value) for key, value in asdict(config).items()}}
+
+
+def _plain(value: object) -> object:
+    return tuple(_plain(item) for item in cast("list[object]", value)) if isinstance(value, (list, tuple)) else value
+
+
+def _listed(value: object) -> object:
+    return [_listed(item) for item in cast("list[object]", value)] if isinstance(value, (list, tuple)) else value
