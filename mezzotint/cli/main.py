@@ -1,4 +1,4 @@
-"""The command `mezzotint`: find the verb, read its options, run it, and say in one or two lines what a user can mend."""
+"""The command `mezzotint`: find the verb, read its options, run it, and put what a user can mend into one or two lines."""
 
 from __future__ import annotations
 

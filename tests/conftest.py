@@ -1,0 +1,10 @@
+"""Settings that every test needs before torch is imported: no network, no screen, and workers that do not crowd each other."""
+
+from __future__ import annotations
+
+import os
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("MPLBACKEND", "Agg")
+if "PYTEST_XDIST_WORKER" in os.environ:
+    os.environ["OMP_NUM_THREADS"] = "1"  # one process a core already
