@@ -16,6 +16,7 @@ class Conditioning:
     tokens: Tensor | None = None  # (B, N, D) text states for cross- or joint attention
     mask: Tensor | None = None  # (B, N) True where a token counts
     pooled: Tensor | None = None  # (B, P) one vector for the whole prompt
+    time_ids: Tensor | None = None  # (B, K) SDXL's numbers about the picture: original size, crop, target size
     label: Tensor | None = None  # (B,) class index, the last one meaning "no class"
     guidance: Tensor | None = None  # (B,) guidance scale a distilled network was told
     concat: Tensor | None = None  # (B, K, h, w) maps joined to the input channels: mask, masked latents
