@@ -1,4 +1,4 @@
-"""Settings that every test needs before torch is imported: no network, no screen, and workers that do not crowd each other."""
+"""What every test needs before torch is imported: no network, no screen, no crowd of threads."""
 
 from __future__ import annotations
 

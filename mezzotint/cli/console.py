@@ -36,7 +36,7 @@ def _rows(content: Mapping[str, Any], indent: str) -> Iterator[str]:
 
 @contextmanager
 def progress(*, quiet: bool = False) -> Iterator[Progress]:
-    """Progress bars on stderr with the time spent and left; none where stderr is no terminal or `quiet` is asked for."""
+    """Progress bars on stderr with the time spent and left; none where stderr is no terminal, or on `quiet`."""
     import rich.progress as bar
     from rich.console import Console
 

@@ -1,4 +1,4 @@
-"""The command `mezzotint`: find the verb, read its options, run it, and put what a user can mend into one or two lines."""
+"""The command `mezzotint`: find the verb, read its options, run it; say in one or two lines what a user can mend."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ def dispatch(argv: Sequence[str]) -> int:
     if verb not in VERBS:
         raise InputError(f"no verb '{verb}'{nearest(verb, VERBS)}. `mezzotint --help` lists them.")
     module = import_module(f"mezzotint.cli.{verb}")
-    options = parse(module.Options, prog=f"mezzotint {verb}", args=rest)
+    options = parse(module.Options, verb, rest)
     return module.run(options) or 0
 
 

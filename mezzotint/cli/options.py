@@ -16,12 +16,14 @@ from mezzotint.errors import InputError
 T = TypeVar("T")
 
 
-def parse(kind: type[T], *, prog: str, args: Sequence[str]) -> T:
+def parse(kind: type[T], verb: str, args: Sequence[str]) -> T:
     """An instance of the dataclass `kind` filled from `args`; InputError names the wrong flag or value.
 
     `--help` prints the docstring and the fields and raises SystemExit(0).
     """
     import tyro
+
+    more = f"`mezzotint {verb} --help`"
 
     known = ["--help"] + [f"--{field.name.replace('_', '-')}" for field in fields(kind)]  # pyright: ignore[reportArgumentType]
     for token in args:
@@ -29,21 +31,23 @@ def parse(kind: type[T], *, prog: str, args: Sequence[str]) -> T:
         if flag == "--":
             break
         if flag.startswith("--") and flag not in known:
-            raise InputError(f"{prog} has no option {flag}{nearest(flag, known)}. `{prog} --help` lists them.")
+            raise InputError(f"{verb} has no option {flag}{nearest(flag, known)}. {more} lists them.")
+    if {"-h", "--help"} & {*args}:
+        print(inspect.getdoc(kind), end="\n\n")
     said = io.StringIO()
     try:
         with contextlib.redirect_stderr(said):
             return tyro.cli(
                 kind,
-                prog=prog,
-                description=inspect.getdoc(kind),
+                prog=f"mezzotint {verb}",
+                description="",
                 args=args,
-                config=(tyro.conf.FlagCreatePairsOff,),
+                config=(tyro.conf.FlagCreatePairsOff, tyro.conf.DisallowNone),
             )
     except SystemExit as stop:
         if stop.code in (0, None):
             raise
-        raise InputError(f"{prog}: {condense(said.getvalue())}. `{prog} --help` says more.") from None
+        raise InputError(f"{verb}: {condense(said.getvalue())}. {more} says more.") from None
 
 
 def nearest(word: str, valid: Iterable[str]) -> str:

@@ -1,0 +1,186 @@
+"""`mezzotint generate`: images from a model, whatever they start from."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, fields
+from importlib import metadata
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import tyro
+
+from mezzotint import files, images
+from mezzotint.cli import console
+from mezzotint.errors import InputError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from mezzotint.families import Model
+    from mezzotint.request import Request, Result
+
+
+@dataclass(frozen=True)
+class Options:
+    """Make images with a model: from a text or a class, from another image, or inside a mask.
+
+    Every image is a PNG with a JSON file of the same name beside it, which says how it was made. Image i of a prompt is
+    drawn with seed + i; the same seed gives the same image whatever else is in the batch.
+
+    For example, four cells with a crack, then a crack painted into a given cell where the mask is white:
+
+        mezzotint generate --model models/solar-cells --label mono-crack --count 4 --out out/cracks
+        mezzotint generate --model models/solar-cells --label mono-crack --image cell.png --mask mask.png --out out/cell
+    """
+
+    prompt: tyro.conf.Positional[tuple[str, ...]] = ()
+    """What to paint; each prompt gives --count images. A model without text needs none."""
+    model: Path = tyro.MISSING
+    """The model folder."""
+    out: Path = tyro.MISSING
+    """The folder for the images; made where it is missing."""
+    negative: str = ""
+    """What to keep away from: a text, or for a model with classes a class name."""
+    label: str | None = None
+    """The class, by name or number, for a model with classes (`mezzotint inspect` lists them)."""
+    sampler: str | None = None
+    """How to walk from noise to image; the model's own choice where left out."""
+    steps: int | None = None
+    """How many steps; the model's own choice where left out."""
+    guidance: float | None = None
+    """How strongly to follow the prompt or class; 1 is no guidance."""
+    guidance_rescale: float = 0.0
+    """0 to 1: how much of the contrast that guidance adds is taken back."""
+    eta: float | None = None
+    """0 to 1: the share of fresh noise in each step, for samplers that have it."""
+    seed: int = 0
+    """The first image's seed."""
+    count: int = 1
+    """Images per prompt."""
+    size: str | None = None
+    """WIDTHxHEIGHT in pixels; the size the model was trained at where left out."""
+    image: Path | None = None
+    """Start from this image."""
+    strength: float | None = None
+    """Above 0, at most 1: how far to leave --image."""
+    mask: Path | None = None
+    """Repaint --image where this is white; what is black stays as it is."""
+    start_noise: Path | None = None
+    """A safetensors file with the unit noise to start from, (count, channels, height, width) in latent units."""
+    save_latents: Path | None = None
+    """Write the latents of all images into this safetensors file."""
+    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+    """The number format of the network."""
+    device: str = "cpu"
+    """Where to compute: cpu, cuda, cuda:1, mps."""
+    force: bool = False
+    """Load weights that disagree with their contract; the mismatch is written into the record."""
+    json: bool = False
+    """Print the records as JSON."""
+
+
+def run(options: Options) -> int:
+    """Make and write the images; prints a line each."""
+    import torch
+
+    from mezzotint.checkpoints import write_tensors
+    from mezzotint.families import load
+
+    model = load(options.model, options.device, getattr(torch, options.dtype), options.force)
+    requests = [request_of(options, prompt) for prompt in options.prompt or ("",)]
+    records: list[dict[str, Any]] = []
+    latents: list[Tensor] = []
+    for prompt, request in enumerate(requests):
+        result = generate_with_bar(model, request, quiet=options.json)
+        latents.append(result.latents.cpu())
+        for i, image in enumerate(result.images):
+            stem = options.out / f"{prompt * options.count + i:04d}_seed{request.seed + i}"
+            record = record_of(model, options, request, request.seed + i) | {"file": f"{stem.name}.png"}
+            files.write_with(stem.with_suffix(".png"), image.save)
+            record["sha256"] = files.sha256_file(stem.with_suffix(".png"))
+            files.write_json(stem.with_suffix(".json"), record)
+            records.append(record)
+            if not options.json:
+                print(stem.with_suffix(".png"))
+    if options.save_latents is not None:
+        write_tensors(options.save_latents, {"latents": torch.cat(latents)})
+    if options.json:
+        console.print_json(records)
+    return 0
+
+
+def request_of(options: Options, prompt: str) -> Request:
+    """What is asked for with one prompt; InputError where a file or a number in it is no good."""
+    from mezzotint.request import Request
+
+    width, height = size_of(options.size)
+    return Request(
+        prompt=prompt,
+        negative=options.negative,
+        label=int(options.label) if options.label is not None and options.label.isdecimal() else options.label,
+        count=options.count,
+        seed=options.seed,
+        width=width,
+        height=height,
+        sampler=options.sampler,
+        steps=options.steps,
+        eta=options.eta,
+        guidance=options.guidance,
+        guidance_rescale=options.guidance_rescale,
+        image=images.read(options.image) if options.image else None,
+        strength=options.strength,
+        mask=images.read(options.mask) if options.mask else None,
+        start_noise=noise_from(options.start_noise) if options.start_noise else None,
+    )
+
+
+def size_of(text: str | None) -> tuple[int, int] | tuple[None, None]:
+    """Width and height from `512x384`."""
+    if text is None:
+        return None, None
+    match = re.fullmatch(r"(\d+)[xX×](\d+)", text)
+    if match is None:
+        raise InputError(f"--size must be WIDTHxHEIGHT in pixels, like 128x128, not '{text}'")
+    return int(match[1]), int(match[2])
+
+
+def noise_from(path: Path) -> Tensor:
+    """The only tensor of a safetensors file, or the one named `noise`."""
+    from mezzotint.checkpoints import read_tensors
+
+    tensors = read_tensors(path)
+    if len(tensors) != 1 and "noise" not in tensors:
+        raise InputError(f"{path} holds {len(tensors)} tensors: keep one, or name the start noise 'noise'")
+    return tensors["noise"] if "noise" in tensors else next(iter(tensors.values()))
+
+
+def generate_with_bar(model: Model, request: Request, *, quiet: bool) -> Result:
+    """`generate`, watched by a progress bar that counts its steps."""
+    from mezzotint.generate import generate
+
+    with console.progress(quiet=quiet) as bars:
+        bar = bars.add_task(request.prompt[:40] or "denoising", total=request.steps)
+        return generate(model, request, watch=lambda index, *_: bars.update(bar, completed=index + 1))
+
+
+def record_of(model: Model, options: Options, request: Request, seed: int) -> dict[str, Any]:
+    """How one image was made: enough to make it again, and to find the weights it came from."""
+    asked = {
+        field.name: getattr(request, field.name)
+        for field in fields(request)
+        if field.name not in ("image", "mask", "start_noise", "count", "seed")
+    }
+    given = {"image": options.image, "mask": options.mask, "start_noise": options.start_noise}
+    return {
+        "seed": seed,
+        **asked,
+        "from": {name: {"path": str(p), "sha256": files.sha256_file(p)} for name, p in given.items() if p},
+        "model": {
+            "path": str(model.path),
+            "weights": model.contract.weights,
+            "overrides": model.contract.lineage.overrides,
+        },
+        "dtype": options.dtype,
+        "mezzotint": metadata.version("mezzotint"),
+    }
