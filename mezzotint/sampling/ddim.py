@@ -1,0 +1,41 @@
+"""DDIM (Song, Meng, Ermon 2021)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from mezzotint.process import Process, RectifiedFlow
+from mezzotint.sampling.gaussian import transition
+from mezzotint.sampling.path import Denoise, Moment, Path, Rng, Step, entered
+from mezzotint.sampling.spacing import WHOLE, Spacing, final, levels, paired
+
+
+@dataclass(frozen=True, slots=True)
+class DDIM:
+    """x' = alpha' clean + sqrt(sigma'^2 - d^2) noise + d z (eq. 12), d = eta * eq. 16; deterministic at eta 0, DDPM at eta 1.
+
+    `last` is the level after the final step: `clean`, or `lowest` for files that say set_alpha_to_one false.
+    """
+
+    eta: float = 0.0
+    spacing: Spacing = Spacing("leading")
+    last: str = "clean"
+
+    def path(self, process: Process, steps: int, start: int = 0, tokens: int | None = None) -> Path:
+        visited = levels(process, steps, self.spacing, WHOLE, tokens)
+        last = final(process, self.last)
+        if isinstance(process.schedule, RectifiedFlow) or self.spacing.ramp != "none":
+            return entered(paired(visited, last), start)
+        stride = (
+            process.schedule.timesteps // steps
+        )  # DDIM steps to t - T // n, which need not be the next listed timestep
+        return entered(
+            [Step(now, process.level(now.t - stride) if now.t >= stride else last) for now in visited], start
+        )
+
+    def step(self, denoise: Denoise, x: Tensor, step: Step, history: list[Moment], rng: Rng) -> Tensor:
+        estimate = denoise(x, step.now)
+        history.append(Moment(step.now, x, estimate.clean))
+        return transition(estimate, step, self.eta, rng)

@@ -1,0 +1,46 @@
+"""Euler, Euler ancestral (Karras 2022, alg. 1; k-diffusion) and Euler on a rectified flow (Liu 2022)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from mezzotint.errors import InputError
+from mezzotint.process import Process, RectifiedFlow
+from mezzotint.sampling.gaussian import transition
+from mezzotint.sampling.path import Denoise, Moment, Path, Rng, Step, entered
+from mezzotint.sampling.spacing import FRACTIONAL, Spacing, final, levels, paired
+
+
+@dataclass(frozen=True, slots=True)
+class Euler:
+    """x / alpha moves along noise = d(x / alpha) / d(sigma / alpha): x' = alpha' clean + sigma' noise; ancestral at eta 1.
+
+    On a flow this is x' = x + (sigma' - sigma)(noise - clean). Start noise has the deviation sigma of the first level, not 1,
+    under linspace and trailing spacing.
+    """
+
+    eta: float = 0.0
+    spacing: Spacing = Spacing("linspace")
+    last: str = "clean"
+
+    def path(self, process: Process, steps: int, start: int = 0, tokens: int | None = None) -> Path:
+        visited = levels(process, steps, self.spacing, FRACTIONAL, tokens)
+        scale = 1.0 if self.spacing.rule == "leading" else visited[0].sigma
+        return entered(paired(visited, final(process, self.last)), start, scale)
+
+    def step(self, denoise: Denoise, x: Tensor, step: Step, history: list[Moment], rng: Rng) -> Tensor:
+        estimate = denoise(x, step.now)
+        history.append(Moment(step.now, x, estimate.clean))
+        return transition(estimate, step, self.eta, rng)
+
+
+@dataclass(frozen=True, slots=True)
+class FlowEuler(Euler):
+    """Euler for rectified flows alone: refuses other schedules, where its steps would not be straight."""
+
+    def path(self, process: Process, steps: int, start: int = 0, tokens: int | None = None) -> Path:
+        if not isinstance(process.schedule, RectifiedFlow):
+            raise InputError(f"sampler 'flow_euler' cannot serve schedule '{process.schedule.betas}': use 'euler'")
+        return Euler.path(self, process, steps, start, tokens)

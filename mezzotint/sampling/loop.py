@@ -1,0 +1,54 @@
+"""The one sampling loop."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+
+from mezzotint.process import Level
+from mezzotint.sampling.path import Denoise, Moment, Path, Rng, Sampler, Step
+
+Pin = Callable[[Tensor, Level[float]], Tensor]
+Watch = Callable[[int, Step, Tensor, list[Moment]], None]
+
+MEMORY = 3  # moments kept: as many as the longest multistep solver looks back
+
+
+def sample(
+    denoise: Denoise,
+    x: Tensor,
+    path: Path,
+    sampler: Sampler,
+    rng: Rng,
+    pin: Pin | None = None,
+    watch: Watch | None = None,
+) -> Tensor:
+    """Walk x along the path, float32.
+
+    x (B, ...) is unit noise where the path starts at index 0, else an image noised to `path.steps[0].now`. `pin(x, level)` may replace
+    what must stay known (inpainting) after each step; `watch(index, step, x, history)` sees each step, history[-1].clean its estimate.
+    """
+    history: list[Moment] = []
+    x = x.float() * path.start_scale
+    for index, step in enumerate(path.steps):
+        x = sampler.step(denoise, x, step, history, rng)
+        x = pin(x, step.next) if pin else x
+        if watch:
+            watch(index, step, x, history)
+        del history[:-MEMORY]
+    return x
+
+
+def seeded_noise(seeds: Sequence[int]) -> Rng:
+    """Standard normal noise with one generator per image, drawn on the CPU: an image's noise depends on its seed alone."""
+    generators = [torch.Generator("cpu").manual_seed(seed) for seed in seeds]
+
+    def draw(like: Tensor) -> Tensor:
+        if len(like) != len(generators):
+            raise ValueError(f"{len(generators)} seeds cannot serve a batch of {len(like)}")
+        rows = [torch.randn(like.shape[1:], generator=generator) for generator in generators]
+        return torch.stack(rows).to(like)
+
+    return draw
