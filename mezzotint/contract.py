@@ -13,6 +13,7 @@ from mezzotint.codec import Codec, LatentSpace
 from mezzotint.errors import InputError
 from mezzotint.files import write_text
 from mezzotint.process import Process
+from mezzotint.text import TextEncoder
 
 FILE = "contract.json"
 VERSION = 1
@@ -33,7 +34,7 @@ class _Facts(BaseModel):
 class LatentFacts(_Facts):
     """Where the backbone works: backbone = (z - shift) * scale, z from the codec named by its digest."""
 
-    codec: str  # SHA-256 over the autoencoder's configuration and tensors
+    codec: str  # SHA-256 over the autoencoder's settings and tensors, scale and shift
     channels: int
     factor: int
     pixel_channels: int
@@ -60,9 +61,17 @@ class TextFacts(_Facts):
     digest: str  # SHA-256 over the encoder's configuration, tensors and vocabulary
     layer: int  # -1 is the last hidden state
     length: int  # tokens, longer prompts are cut
-    padding: Literal["longest", "max_length"]
+    padding: Literal["max_length"]
     pooling: Literal["mean"]
     width: int  # of tokens and of the pooled vector
+
+    @staticmethod
+    def of(encoder: TextEncoder) -> TextFacts:
+        """The facts of a text encoder at hand."""
+        return TextFacts(
+            encoder=encoder.name, digest=encoder.digest(), layer=encoder.layer, length=encoder.length,
+            padding=encoder.padding, pooling=encoder.pooling, width=encoder.width,
+        )  # fmt: skip
 
 
 class ClassFacts(_Facts):
@@ -121,7 +130,7 @@ class Contract(_Facts):
     process: Annotated[Process, PlainValidator(_read_process), PlainSerializer(_write_process)]
     latent: LatentFacts
     size: tuple[int, int]  # width, height in pixels of the training images
-    weights: str  # SHA-256 over the backbone's tensors
+    weights: str = ""  # SHA-256 over the backbone's tensors as stored; families.save fills it in
     text: TextFacts | None = None
     classes: ClassFacts | None = None
     inpaint: int | None = None  # k: the backbone also reads k*k mask maps and the masked latents

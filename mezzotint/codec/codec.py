@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, Protocol, cast
 from mezzotint.codec.latent_space import LatentSpace
 from mezzotint.digests import module_digest
 from mezzotint.errors import InputError
+from mezzotint.files import sha256_json
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -42,8 +43,9 @@ class Codec:
         self.pixel_channels = self._network.pixel_channels
 
     def digest(self) -> str:
-        """Names the autoencoder by its configuration and weights; the latent space is not part of it."""
-        return module_digest(self.autoencoder, self._network.config)
+        """Names what a latent means: autoencoder (settings and weights), scale and shift."""
+        network = module_digest(self.autoencoder, self._network.config)
+        return sha256_json({"autoencoder": network, "scale": self.space.scale, "shift": self.space.shift})
 
     def encode(self, pixels: Tensor) -> Tensor:
         """Mean latents (B, channels, H/factor, W/factor) in backbone units of (B, pixel_channels, H, W) in [-1, 1]."""

@@ -23,6 +23,10 @@ class LatentSpace:
     shift: float | tuple[float, ...] = 0.0
 
     def __post_init__(self) -> None:
+        for name in ("scale", "shift"):  # as read from JSON: integers and lists mean the same and must compare equal
+            value = getattr(self, name)
+            plain = tuple(map(float, value)) if isinstance(value, (tuple, list)) else float(value)
+            object.__setattr__(self, name, plain)
         scales = self.scale if isinstance(self.scale, tuple) else (self.scale,)
         if any(value == 0 for value in scales):
             raise InputError("a latent space with scale 0 loses every image; give one that makes latents unit variance")

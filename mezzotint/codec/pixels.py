@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from torch import Tensor, nn
+
+from mezzotint.errors import InputError
 
 
 @dataclass(frozen=True, slots=True)
@@ -12,6 +15,15 @@ class PixelsConfig:
     """Colour channels in and out."""
 
     in_channels: int = 3
+
+    @classmethod
+    def from_config(cls, data: Mapping[str, object]) -> PixelsConfig:
+        """Read config.json; keys with a leading underscore are the writer's own."""
+        options = {key: value for key, value in data.items() if not key.startswith("_")}
+        channels = options.pop("in_channels", 3)
+        if options or channels not in (1, 3):
+            raise InputError(f"Pixels knows one option, 'in_channels', 1 or 3; not {dict(data)}")
+        return cls(1 if channels == 1 else 3)
 
 
 class Pixels(nn.Module):

