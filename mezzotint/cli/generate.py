@@ -30,8 +30,8 @@ class Options:
 
     For example, four cells with a crack, then a crack painted into a given cell where the mask is white:
 
-        mezzotint generate --model models/solar-cells --label mono-crack --count 4 --out out/cracks
-        mezzotint generate --model models/solar-cells --label mono-crack --image cell.png --mask mask.png --out out/cell
+        mezzotint generate --model models/solar-cells --label "mono crack" --count 4 --out out/cracks
+        mezzotint generate --model models/solar-cells --label "mono crack" --image cell.png --mask mask.png --out out/cell
     """
 
     prompt: tyro.conf.Positional[tuple[str, ...]] = ()
