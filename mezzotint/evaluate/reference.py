@@ -1,0 +1,83 @@
+"""The training images as the copy check needs them: thumbprints and small pixels, computed once and kept in a file."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+
+from mezzotint import files, images
+from mezzotint.backbones import efficientnet
+from mezzotint.errors import InputError
+from mezzotint.evaluate import features
+from mezzotint.evaluate.copies import Pixels
+from mezzotint.evaluate.features import Features
+
+KIND = f"EfficientNet-Lite0 block {features.BLOCK}, {features.GRID}x{features.GRID} fields"
+
+
+@dataclass(frozen=True, slots=True)
+class Reference:
+    """Training images by name, their thumbprints (T, 640) and grey pixels (T, H, W)."""
+
+    digest: str  # SHA-256 over names and contents of the images
+    names: tuple[str, ...]
+    prints: Features
+    pixels: Pixels
+
+
+def grey(paths: Sequence[Path], width: int, height: int) -> Pixels:
+    """Image files as grey pixels (N, H, W) at width x height."""
+    tensors = (images.to_tensor(images.read(path), width, height, 1)[0, 0] for path in paths)
+    return np.stack([((t + 1) * 127.5).round().byte().numpy() for t in tensors])
+
+
+def digest(paths: Sequence[Path]) -> str:
+    """The SHA-256 of a set of images: names, contents, order."""
+    return files.sha256_json([(path.name, files.sha256_file(path)) for path in paths])
+
+
+def reference(
+    folder: Path, width: int, height: int, kept: Path | None = None, watch: Callable[[int, int], None] | None = None
+) -> Reference:
+    """The reference of a folder of training images; thumbprints are taken from the file `kept` where it fits.
+
+    A file that speaks of other images, another size or another feature is not used, and not an error.
+    """
+    paths = images.find(folder)
+    name = digest(paths)
+    prints = read(kept, name, width, height) if kept is not None and kept.is_file() else None
+    if prints is None:
+        prints = features.of_images(paths, width, height, watch)[1]
+        if kept is not None:
+            write(kept, prints, name, width, height)
+    return Reference(name, tuple(path.name for path in paths), prints, grey(paths, width, height))
+
+
+def write(path: Path, prints: Features, digest: str, width: int, height: int) -> Path:
+    """Keep thumbprints as half floats, with what they were computed of."""
+    facts = {"digest": digest, "size": f"{width}x{height}", "kind": KIND, "weights": weights()}
+    tensors = {"prints": torch.from_numpy(prints).half()}
+    return files.write_with(path, lambda temporary: save_file(tensors, temporary, metadata=facts))
+
+
+def read(path: Path, digest: str, width: int, height: int) -> Features | None:
+    """Thumbprints from a file, or None where they are of other images, another size or another network."""
+    wanted = {"digest": digest, "size": f"{width}x{height}", "kind": KIND, "weights": weights()}
+    try:
+        with safe_open(path, framework="pt") as content:
+            if (content.metadata() or {}) != wanted:
+                return None
+            return content.get_tensor("prints").float().numpy()
+    except (SafetensorError, OSError) as error:
+        raise InputError(f"cannot read {path}: {error}. Delete it, it is computed again.") from error
+
+
+def weights() -> str:
+    """The digest of the feature network's weights."""
+    return files.sha256_file(efficientnet.weights_file())
