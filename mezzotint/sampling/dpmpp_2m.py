@@ -9,6 +9,7 @@ from torch import Tensor
 
 from mezzotint.process import Process
 from mezzotint.process.level import half_log_snr
+from mezzotint.sampling.gaussian import kept_ratio
 from mezzotint.sampling.path import Denoise, Moment, Path, Rng, Step, entered
 from mezzotint.sampling.spacing import DPM, Spacing, final, levels, paired
 
@@ -43,7 +44,7 @@ class DPMpp2M:
             before = history[-2]
             h, h_before = half_log_snr(next) - half_log_snr(now), half_log_snr(now) - half_log_snr(before.level)
             direction = clean + (clean - before.clean) * (0.5 * h / h_before)
-        r = (now.alpha * next.sigma) / (next.alpha * now.sigma)  # e^-h, finite at both ends
+        r = kept_ratio(step)
         if self.noise == 0.0:
             return (x * (next.sigma / now.sigma)).add_(direction, alpha=next.alpha * (1.0 - r))
         x = (x * (next.sigma / now.sigma * r)).add_(direction, alpha=next.alpha * (1.0 - r * r))

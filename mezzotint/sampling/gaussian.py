@@ -10,21 +10,21 @@ from mezzotint.process import Estimate
 from mezzotint.sampling.path import Rng, Step
 
 
-def deviation(step: Step) -> float:
-    """Standard deviation of q(x_next | x_now, clean): sigma' sqrt(1 - r^2), r = (alpha sigma') / (alpha' sigma).
+def kept_ratio(step: Step) -> float:
+    """r = (alpha sigma') / (alpha' sigma) = e^-h, h the gain in log(alpha / sigma); 0 from pure noise or to a clean image."""
+    return (step.now.alpha * step.next.sigma) / (step.next.alpha * step.now.sigma)
 
-    On a variance-preserving process this is DDPM's beta~ (Ho 2020, eq. 7), DDIM's sigma at eta 1 (Song 2021, eq. 16) and Euler
-    ancestral's sigma_up; r = exp(-h) is how far the log-SNR moves, and is 0 when now is pure noise.
+
+def transition(estimate: Estimate, step: Step, eta: float, rng: Rng, widen: float = 1.0) -> Tensor:
+    """x' = alpha' clean + sqrt(sigma'^2 - d^2) noise + d z (Song 2021, eq. 12) with d = eta sigma' sqrt(1 - r^2).
+
+    At eta 1, d^2 is the variance of q(x' | x, clean): DDPM's beta~ (Ho 2020, eq. 7), DDIM's sigma^2 (eq. 16) and Euler
+    ancestral's sigma_up^2. `widen` multiplies z alone.
     """
-    now, next = step.now, step.next
-    ratio = (now.alpha * next.sigma) / (next.alpha * now.sigma)
-    return next.sigma * math.sqrt(max(0.0, 1.0 - ratio * ratio))
-
-
-def transition(estimate: Estimate, step: Step, eta: float, rng: Rng) -> Tensor:
-    """x' = alpha' clean + sqrt(sigma'^2 - d^2) noise + d z with d = eta * deviation (Song 2021, eq. 12)."""
-    next, fresh = step.next, eta * deviation(step)
-    if fresh == 0.0:
-        return next.alpha * estimate.clean + next.sigma * estimate.noise
-    kept = math.sqrt(max(0.0, next.sigma**2 - fresh**2))
-    return (next.alpha * estimate.clean + kept * estimate.noise).add_(rng(estimate.clean), alpha=fresh)
+    next, r = step.next, kept_ratio(step)
+    d = eta * next.sigma * math.sqrt(max(0.0, 1.0 - r * r))
+    mean = next.alpha * estimate.clean
+    if d == 0.0:
+        return mean.add_(estimate.noise, alpha=next.sigma)
+    mean.add_(estimate.noise, alpha=math.sqrt(max(0.0, next.sigma**2 - d * d)))
+    return mean.add_(rng(mean), alpha=d * widen)

@@ -16,7 +16,7 @@ from typing import TypeVar
 from mezzotint.errors import InputError
 from mezzotint.process import CLEAN, Discrete, Level, Process, RectifiedFlow
 from mezzotint.process.level import from_ratio
-from mezzotint.process.schedules import shifted
+from mezzotint.process.schedules import LARGEST_RATIO, shifted
 from mezzotint.sampling.path import Step
 
 Levels = list[Level[float]]
@@ -195,6 +195,12 @@ def levels(process: Process, steps: int, spacing: Spacing, habit: Habit, tokens:
     high, low = (ratios[-1], ratios[0]) if habit.whole_table else (schedule.ratio(times[0]), schedule.ratio(times[-1]))
     ramp = chosen(RAMPS, spacing.ramp, "ramp")(high, low, steps)
     return [from_ratio(habit.clock(timestep_of(schedule, r), schedule, spacing.ramp), r) for r in ramp]
+
+
+def finite_start(visited: Levels) -> Levels:
+    """UniPC extrapolates in log-SNR, which must be finite: pure noise becomes alpha_bar = 2^-24 (a flow's grid is nudged)."""
+    first = visited[0]
+    return [from_ratio(first.t, LARGEST_RATIO), *visited[1:]] if first.alpha == 0.0 else visited
 
 
 def final(process: Process, last: str) -> Level[float]:

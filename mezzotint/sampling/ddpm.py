@@ -1,0 +1,34 @@
+"""DDPM's ancestral sampling (Ho, Jain, Abbeel 2020)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from mezzotint.process import Process
+from mezzotint.sampling.gaussian import transition
+from mezzotint.sampling.path import Denoise, Moment, Path, Rng, Step, entered
+from mezzotint.sampling.spacing import WHOLE, Spacing, chosen, final, levels, paired
+
+
+@dataclass(frozen=True, slots=True)
+class DDPM:
+    """x' ~ q(x' | x, clean), the posterior (eq. 6, 7), along the listed timesteps: the Gaussian transition at eta 1.
+
+    `variance` small is beta~ = sigma'^2 (1 - r^2), the posterior's own; large is beta = sigma^2 (1 - r^2), which Ho's
+    CIFAR-10 model uses (section 3.2). Both end without noise.
+    """
+
+    variance: str = "small"
+    spacing: Spacing = Spacing("leading")
+
+    def path(self, process: Process, steps: int, start: int = 0, tokens: int | None = None) -> Path:
+        return entered(paired(levels(process, steps, self.spacing, WHOLE, tokens), final(process, "clean")), start)
+
+    def step(self, denoise: Denoise, x: Tensor, step: Step, history: list[Moment], rng: Rng) -> Tensor:
+        estimate = denoise(x, step.now)
+        history.append(Moment(step.now, x, estimate.clean))
+        deviation = chosen({"small": step.next.sigma, "large": step.now.sigma}, self.variance, "variance")
+        widen = deviation / step.next.sigma if step.next.sigma > 0.0 else 1.0
+        return transition(estimate, step, 1.0, rng, widen)

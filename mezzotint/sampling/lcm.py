@@ -1,0 +1,46 @@
+"""Latent consistency sampling (Luo 2023; Song 2023, algorithm 1)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from mezzotint.errors import InputError
+from mezzotint.process import Process, RectifiedFlow
+from mezzotint.sampling.path import Denoise, Moment, Path, Rng, Step, entered
+from mezzotint.sampling.spacing import WHOLE, Spacing, distilled, final, levels, paired
+
+
+@dataclass(frozen=True, slots=True)
+class LCM:
+    """f(x, t) = c_skip x + c_out clean, noised afresh to the next level: x' = alpha' f + sigma' z.
+
+    c_skip = d^2 / (s^2 + d^2), c_out = s / sqrt(s^2 + d^2), s = timestep_scaling * t, d = sigma_data: the boundary condition
+    f(x, 0) = x (Luo 2023, section 4.1). Levels are chosen among the `original_steps` that the model was distilled on.
+    """
+
+    original_steps: int = 50
+    timestep_scaling: float = 10.0
+    sigma_data: float = 0.5
+
+    def path(self, process: Process, steps: int, start: int = 0, tokens: int | None = None) -> Path:
+        if steps > self.original_steps:
+            raise InputError(
+                f"sampler 'lcm' was distilled on {self.original_steps} steps and cannot take {steps}: use fewer"
+            )
+        if isinstance(process.schedule, RectifiedFlow):
+            visited = levels(process, steps, Spacing("trailing"), WHOLE, tokens)
+        else:
+            visited = [process.level(t) for t in distilled(process.schedule.timesteps, steps, self.original_steps)]
+        return entered(paired(visited, final(process, "clean")), start)
+
+    def step(self, denoise: Denoise, x: Tensor, step: Step, history: list[Moment], rng: Rng) -> Tensor:
+        s, d = self.timestep_scaling * step.now.t, self.sigma_data
+        clean = denoise(x, step.now).clean
+        c_skip, c_out = d * d / (s * s + d * d), s / (s * s + d * d) ** 0.5
+        consistent = (c_skip * x).add_(clean, alpha=c_out)
+        history.append(Moment(step.now, x, consistent))
+        if step.next.sigma == 0.0:
+            return consistent
+        return (step.next.alpha * consistent).add_(rng(x), alpha=step.next.sigma)
