@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from mezzotint.backbones import features
 from mezzotint.errors import InputError
-from mezzotint.evaluate import features, reference
+from mezzotint.evaluate import reference
 from mezzotint.evaluate.copies import check, likeness, nearest
 from mezzotint.evaluate.judge import judge
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from mezzotint.evaluate.features import Features
+from mezzotint.backbones.features import Features
 
 Pixels = NDArray[np.uint8]  # (N, H, W) grey
 ALIKE = 0.98  # correlation above which two patterns count as the same

@@ -10,11 +10,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from mezzotint.evaluate import features
+from mezzotint.backbones import features
+from mezzotint.backbones.features import Features
 from mezzotint.evaluate.comparison import FEWEST, compare
 from mezzotint.evaluate.copies import check
 from mezzotint.evaluate.distances import Statistic, frechet, mmd, standardised
-from mezzotint.evaluate.features import Features
 from mezzotint.evaluate.reference import Reference, grey
 
 Watch = Callable[[str, int, int], None]  # what is being read, done, all

@@ -12,11 +12,10 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from mezzotint import files, images
-from mezzotint.backbones import efficientnet
+from mezzotint.backbones import efficientnet, features
+from mezzotint.backbones.features import Features
 from mezzotint.errors import InputError
-from mezzotint.evaluate import features
 from mezzotint.evaluate.copies import Pixels
-from mezzotint.evaluate.features import Features
 
 KIND = f"EfficientNet-Lite0 block {features.BLOCK}, {features.GRID}x{features.GRID} fields"
 
