@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
 
 @dataclass(frozen=True, slots=True)
 class Projected:
-    """`parallel` keeps that part of the update along the conditional output (0..1); `radius` caps its norm (0: no cap)."""
+    """`parallel` is the share kept of the update along the conditional output; `radius` caps its norm, 0 is no cap."""
 
     scale: float = 1.0
     parallel: float = 0.0
@@ -24,15 +23,15 @@ class Projected:
 def projected(
     conditional: Tensor, baseline: Tensor, scale: float, parallel: float = 0.0, radius: float = 0.0
 ) -> Tensor:
-    """conditional + (scale - 1) (d_orthogonal + parallel * d_parallel), d = conditional - baseline (Sadat 2024, eq. 8-10).
+    """conditional + (scale - 1)(d_orthogonal + parallel d_parallel), d = conditional - baseline (Sadat 2024).
 
-    d is first shortened to `radius`; the parts are taken per image against the conditional output, in double precision. At parallel 1
-    and radius 0 this is classifier-free guidance.
+    d is first shortened to `radius`; the parts are taken per image against the conditional output, in double precision.
+    At parallel 1 and radius 0 this is classifier-free guidance.
     """
     axes = tuple(range(1, conditional.ndim))
     along, d = conditional.double(), (conditional - baseline).double()
     if radius > 0.0:
-        length = torch.linalg.vector_norm(d, dim=axes, keepdim=True)  # (B, 1, 1, 1)
+        length = (d * d).sum(dim=axes, keepdim=True).sqrt()  # (B, 1, 1, 1)
         d = d * (radius / length.clamp(min=radius))
     share = (d * along).sum(dim=axes, keepdim=True) / (along * along).sum(dim=axes, keepdim=True).clamp(min=1e-300)
     d = d + (parallel - 1.0) * share * along

@@ -1,6 +1,7 @@
 """Classifier-free guidance on raw network outputs, with rescale and interval.
 
-Raw outputs and not clean estimates are mixed: rescale's ratio of deviations is not affine, so elsewhere it gives another result.
+Raw outputs and not clean estimates are mixed: rescale's ratio of deviations is not affine, so elsewhere it gives
+another result.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from mezzotint.errors import InputError
 
 @dataclass(frozen=True, slots=True)
 class Guidance:
-    """`scale` 1 is no guidance; `rescale` 0..1 is how much of the conditional deviation returns; `interval` where it acts."""
+    """`scale` 1 is no guidance; `rescale` 0..1 brings back the conditional deviation; `interval` says where it acts."""
 
     scale: float = 1.0
     rescale: float = 0.0
@@ -31,12 +32,12 @@ class Guidance:
 
     def active(self, progress: float) -> bool:
         """Whether the baseline must be evaluated at this fraction of the path, 0 its first step and 1 its last
-        (Kynkaanniemi 2024, eq. 5): outside the interval, and at scale 1, the conditional output stands alone."""
+        (Kynkaanniemi 2024): outside the interval, and at scale 1, the conditional output stands alone."""
         low, high = self.interval
         return self.scale != 1.0 and low <= progress <= high
 
     def combine(self, conditional: Tensor, baseline: Tensor) -> Tensor:
-        """The guided raw output; the baseline is the unconditional output or that of a negative prompt, same formula."""
+        """The guided raw output; the baseline is the unconditional or a negative prompt's output: one formula."""
         guided = mixed(conditional, baseline, self.scale)
         return rescaled(guided, conditional, self.rescale) if self.rescale > 0.0 else guided
 
@@ -47,7 +48,7 @@ def mixed(conditional: Tensor, baseline: Tensor, scale: float) -> Tensor:
 
 
 def rescaled(guided: Tensor, conditional: Tensor, amount: float) -> Tensor:
-    """amount * guided * std(conditional) / std(guided) + (1 - amount) * guided, deviations per image (Lin 2023, eq. 15, 16)."""
+    """guided (amount std(conditional) / std(guided) + 1 - amount), deviations per image (Lin 2023, eq. 15, 16)."""
     axes = tuple(range(1, guided.ndim))
     ratio = conditional.std(dim=axes, keepdim=True) / guided.std(dim=axes, keepdim=True)  # (B, 1, 1, 1)
     return guided * (amount * ratio + (1.0 - amount))

@@ -30,22 +30,17 @@ class Process:
     prediction: Prediction
 
     def __post_init__(self) -> None:
-        flow = isinstance(self.schedule, RectifiedFlow)
-        kind = (
-            "rectified_flow"
-            if flow
-            else "zero_terminal_snr"
-            if self.schedule.zero_terminal_snr
-            else self.schedule.betas
-        )
-        clash = f"prediction '{self.prediction}' does not fit schedule '{kind}'"
+        schedule, flow = self.schedule, isinstance(self.schedule, RectifiedFlow)
+        clash = f"prediction '{self.prediction}' does not fit schedule '{schedule.name}'"
         if self.prediction is Prediction.VELOCITY and flow:
             raise InputError(
                 f"{clash}: velocity needs alpha^2 + sigma^2 = 1. Use 'flow' or a variance-preserving schedule"
             )
         if self.prediction is Prediction.FLOW and not flow:
             raise InputError(f"{clash}: flow needs alpha + sigma = 1. Use 'velocity' or schedule 'rectified_flow'")
-        if self.prediction is Prediction.EPSILON and kind in ("rectified_flow", "zero_terminal_snr"):
+        if self.prediction is Prediction.EPSILON and (
+            isinstance(schedule, RectifiedFlow) or schedule.zero_terminal_snr
+        ):
             raise InputError(
                 f"{clash}: the noise alone cannot give the image where alpha is 0. Use 'velocity', 'flow' or 'clean'"
             )
@@ -69,7 +64,7 @@ class Process:
 
     @staticmethod
     def from_dict(data: Mapping[str, Any]) -> Process:
-        """Read what `to_dict` wrote. Raises InputError for unknown or missing keys and names, with the nearest valid one."""
+        """Read what `to_dict` wrote. Raises InputError for unknown keys and names, with the nearest valid one."""
         for key in data:
             _one_of(key, ("prediction", "schedule"), "key of a process")
         if "prediction" not in data or "schedule" not in data:

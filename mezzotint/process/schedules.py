@@ -1,6 +1,7 @@
 """Noise schedules: how much signal is left at each moment of the network's clock.
 
-Variance-preserving schedules are tables over whole timesteps 0..T-1; a rectified flow is the straight line between clean and noise.
+Variance-preserving schedules are tables over whole timesteps 0..T-1; a rectified flow is the straight line between
+clean and noise.
 """
 
 from __future__ import annotations
@@ -8,6 +9,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, replace
 from functools import lru_cache
+from itertools import pairwise
 from typing import Literal
 
 import torch
@@ -37,6 +39,10 @@ class Discrete:
     @property
     def clock(self) -> float:
         return float(self.timesteps)
+
+    @property
+    def name(self) -> str:
+        return f"{self.betas} with zero terminal SNR" if self.zero_terminal_snr else self.betas
 
     def alpha_bar(self) -> tuple[float, ...]:
         """alpha_bar[t] = prod (1 - beta), in float32 steps because published weights were trained under that table."""
@@ -72,15 +78,20 @@ class Discrete:
 class RectifiedFlow:
     """x = (1 - s) clean + s noise (Liu 2022; Lipman 2022); the network is told t = clock * s.
 
-    `shift` bends the levels of a path, s' = shift s / (1 + (shift - 1) s) (Esser 2024, eq. 23). `mu` names a rule that sets
-    shift = exp(mu) from the number of image tokens instead. `low_end` says where the n levels end before the shift: `even` at 1/n,
-    `once` at 1/clock, `twice` at 1/clock shifted already, so shifted twice (SD 3.5's own code and FlowMatchEuler; same at shift 1).
+    `shift` bends the levels of a path, s' = shift s / (1 + (shift - 1) s) (Esser 2024, eq. 23). `mu` names a rule that
+    sets shift = exp(mu) from the number of image tokens instead. `low_end` says where the n levels end before the
+    shift: `even` at 1/n, `once` at 1/clock, `twice` at 1/clock shifted already, so shifted twice (SD 3.5's own code and
+    FlowMatchEuler; same at shift 1).
     """
 
     shift: float = 1.0
     low_end: LowEnd = "twice"
     mu: MuRule = "none"
     clock: float = 1000.0
+
+    @property
+    def name(self) -> str:
+        return "rectified_flow"
 
     def level(self, t: float) -> Level[float]:
         if not 0.0 <= t <= self.clock:
@@ -119,12 +130,12 @@ def scaled_linear(beta_start: float = 0.00085, beta_end: float = 0.012, timestep
 
 
 def cosine(timesteps: int = 1000) -> Discrete:
-    """alpha_bar(t) = cos^2((t/T + 0.008) / 1.008 * pi/2), beta at most 0.999 (Nichol 2021, eq. 17): iDDPM, ADM at 64 pixels."""
+    """alpha_bar(t) = cos^2((t/T + 0.008) / 1.008 * pi/2), beta at most 0.999 (Nichol 2021, eq. 17): iDDPM, ADM-64."""
     return Discrete("cosine", 0.0, 0.999, timesteps)
 
 
 def zero_terminal_snr(schedule: Discrete) -> Discrete:
-    """The same schedule with sqrt(alpha_bar) shifted and scaled so that the last step is pure noise (Lin 2023, alg. 1)."""
+    """The same schedule with sqrt(alpha_bar) shifted and scaled to end in pure noise (Lin 2023, algorithm 1)."""
     return replace(schedule, zero_terminal_snr=True)
 
 
@@ -146,7 +157,7 @@ def flux2() -> RectifiedFlow:
 
 
 def shifted(sigma: float, shift: float) -> float:
-    """s' = shift s / (1 + (shift - 1) s) (Esser 2024, eq. 23); with shift = exp(mu) this is FLUX's e^mu / (e^mu + 1/s - 1)."""
+    """s' = shift s / (1 + (shift - 1) s) (Esser 2024, eq. 23); FLUX's e^mu / (e^mu + 1/s - 1) is shift = exp(mu)."""
     return shift * sigma / (1.0 + (shift - 1.0) * sigma)
 
 
@@ -156,7 +167,7 @@ def linear_mu(tokens: int) -> float:
 
 
 def flux2_mu(tokens: int, steps: int) -> float:
-    """FLUX.2's empirical mu: lines fitted at 10 and 200 steps, joined linearly in the steps, the 200 one above 4300 tokens."""
+    """FLUX.2's empirical mu: lines fitted at 10 and 200 steps, joined linearly; above 4300 tokens the second alone."""
     at_200 = 0.00016927 * tokens + 0.45666666
     if tokens > 4300:
         return at_200
@@ -175,7 +186,7 @@ def _alpha_bar(schedule: Discrete) -> tuple[float, ...]:
         ratios = torch.cat([squared[:1], squared[1:] / squared[:-1]])
         # Through betas and back, as whoever trained with such a schedule did: it costs the last digits.
         alpha_bar = torch.cumprod(1.0 - (1.0 - ratios), 0)
-    return tuple(alpha_bar.tolist())
+    return tuple(float(a) for a in alpha_bar)
 
 
 @lru_cache(maxsize=32)
@@ -192,4 +203,4 @@ def _betas(schedule: Discrete) -> Tensor:
     if schedule.betas == "scaled_linear":
         return torch.linspace(schedule.beta_start**0.5, schedule.beta_end**0.5, total, dtype=torch.float32) ** 2
     keep = [math.cos((i / total + 0.008) / 1.008 * math.pi / 2) ** 2 for i in range(total + 1)]
-    return torch.tensor([min(1 - b / a, schedule.beta_end) for a, b in zip(keep, keep[1:], strict=False)])
+    return torch.tensor([min(1 - b / a, schedule.beta_end) for a, b in pairwise(keep)])

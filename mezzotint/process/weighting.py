@@ -25,7 +25,7 @@ def draw_times(
     mean: float = 0.0,
     std: float = 1.0,
 ) -> Tensor:
-    """Times (count,) on the network's clock: whole timesteps for tables, float32 for flows, bent by the flow's static shift.
+    """Times (count,) on the network's clock: whole timesteps for tables; for flows float32, bent by the static shift.
 
     logit_normal: u = sigmoid(mean + std z), z standard normal (Esser 2024, eq. 19); a larger mean visits more noise.
     """
@@ -49,9 +49,9 @@ def uniform(process: Process, level: Level[Tensor], gamma: float = 5.0) -> Tenso
 def min_snr(process: Process, level: Level[Tensor], gamma: float = 5.0) -> Tensor:
     """min(SNR, gamma) on the clean image (Hang 2023, eq. 9), carried over to the objective in force.
 
-    An error d of the raw output is an error |d clean / d raw| d of the image, which is sigma / alpha for epsilon, 1 for clean and
-    sigma for velocity and flow; so epsilon min(SNR, g) / SNR, velocity min(SNR, g) / (SNR + 1), flow min(SNR, g) sigma^2.
-    The SNR is read from the level, so it follows a rescaled schedule.
+    An error d of the raw output is an error |d clean / d raw| d of the image, which is sigma / alpha for epsilon, 1 for
+    clean and sigma for velocity and flow; so epsilon min(SNR, g) / SNR, velocity min(SNR, g) / (SNR + 1), flow min(SNR,
+    g) sigma^2. The SNR is read from the level, so it follows a rescaled schedule.
     """
     alpha, sigma = level.alpha.flatten(), level.sigma.flatten()
     snr = (alpha / sigma) ** 2

@@ -8,10 +8,8 @@ from mezzotint.sampling.heun import Heun
 from mezzotint.sampling.lcm import LCM
 from mezzotint.sampling.loop import sample, seeded_noise
 from mezzotint.sampling.path import Denoise, Moment, Path, Rng, Sampler, Step
-from mezzotint.sampling.spacing import Spacing
+from mezzotint.sampling.spacing import KARRAS, Spacing
 from mezzotint.sampling.unipc import UniPC
-
-KARRAS = Spacing("linspace", ramp="karras")
 
 SAMPLERS: dict[str, Sampler] = {
     "ddpm": DDPM(),

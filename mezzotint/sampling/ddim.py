@@ -9,18 +9,18 @@ from torch import Tensor
 from mezzotint.process import Process, RectifiedFlow
 from mezzotint.sampling.gaussian import transition
 from mezzotint.sampling.path import Denoise, Moment, Path, Rng, Step, entered
-from mezzotint.sampling.spacing import WHOLE, Spacing, final, levels, paired
+from mezzotint.sampling.spacing import LEADING, WHOLE, Spacing, final, levels, paired
 
 
 @dataclass(frozen=True, slots=True)
 class DDIM:
-    """x' = alpha' clean + sqrt(sigma'^2 - d^2) noise + d z (eq. 12), d = eta * eq. 16; deterministic at eta 0, DDPM at eta 1.
+    """x' = alpha' clean + sqrt(sigma'^2 - d^2) noise + d z (eq. 12), d = eta times eq. 16; DDPM at eta 1.
 
     `last` is the level after the final step: `clean`, or `lowest` for files that say set_alpha_to_one false.
     """
 
     eta: float = 0.0
-    spacing: Spacing = Spacing("leading")
+    spacing: Spacing = LEADING
     last: str = "clean"
 
     def path(self, process: Process, steps: int, start: int = 0, tokens: int | None = None) -> Path:

@@ -9,7 +9,7 @@ from torch import Tensor
 from mezzotint.process import Process
 from mezzotint.sampling.gaussian import transition
 from mezzotint.sampling.path import Denoise, Moment, Path, Rng, Step, entered
-from mezzotint.sampling.spacing import WHOLE, Spacing, chosen, final, levels, paired
+from mezzotint.sampling.spacing import LEADING, WHOLE, Spacing, chosen, final, levels, paired
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,7 +21,7 @@ class DDPM:
     """
 
     variance: str = "small"
-    spacing: Spacing = Spacing("leading")
+    spacing: Spacing = LEADING
 
     def path(self, process: Process, steps: int, start: int = 0, tokens: int | None = None) -> Path:
         return entered(paired(levels(process, steps, self.spacing, WHOLE, tokens), final(process, "clean")), start)

@@ -11,20 +11,20 @@ from mezzotint.process import Process
 from mezzotint.process.level import half_log_snr
 from mezzotint.sampling.gaussian import kept_ratio
 from mezzotint.sampling.path import Denoise, Moment, Path, Rng, Step, entered
-from mezzotint.sampling.spacing import DPM, Spacing, final, levels, paired
+from mezzotint.sampling.spacing import DPM, LINSPACE, Spacing, final, levels, paired
 
 
 @dataclass(frozen=True, slots=True)
 class DPMpp2M:
     """Second-order multistep in h = lambda' - lambda, lambda = log(alpha / sigma), on the clean estimate (alg. 2).
 
-    x' = (sigma'/sigma) r^(n-1) x - alpha' (r^n - 1) D, r = e^-h, n = 1; D = clean + h / (2 h_before) (clean - clean_before).
-    The SDE form (eq. 17) has n = 2 and adds sigma' sqrt(1 - r^2) z. The last step is of first order if it ends clean or, with
-    `lower_order_final`, on a path of fewer than 15 steps.
+    x' = (sigma'/sigma) r^(n-1) x - alpha' (r^n - 1) D, r = e^-h, n = 1; D = clean + h / (2 h_before) (clean -
+    clean_before). The SDE form (eq. 17) has n = 2 and adds sigma' sqrt(1 - r^2) z. The last step is of first order if
+    it ends clean or, with `lower_order_final`, on a path of fewer than 15 steps.
     """
 
     noise: float = 0.0  # 0: the ODE (2M); 1: the SDE (2M SDE)
-    spacing: Spacing = Spacing("linspace")
+    spacing: Spacing = LINSPACE
     last: str = "clean"
     solver_order: int = 2
     lower_order_final: bool = True

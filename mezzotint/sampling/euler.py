@@ -10,19 +10,19 @@ from mezzotint.errors import InputError
 from mezzotint.process import Process, RectifiedFlow
 from mezzotint.sampling.gaussian import transition
 from mezzotint.sampling.path import Denoise, Moment, Path, Rng, Step, entered
-from mezzotint.sampling.spacing import FRACTIONAL, Spacing, final, levels, paired
+from mezzotint.sampling.spacing import FRACTIONAL, LINSPACE, Spacing, final, levels, paired
 
 
 @dataclass(frozen=True, slots=True)
 class Euler:
-    """x / alpha moves along noise = d(x / alpha) / d(sigma / alpha): x' = alpha' clean + sigma' noise; ancestral at eta 1.
+    """x / alpha follows noise = d(x / alpha) / d(sigma / alpha): x' = alpha' clean + sigma' noise; ancestral at eta 1.
 
-    On a flow this is x' = x + (sigma' - sigma)(noise - clean). Start noise has the deviation sigma of the first level, not 1,
-    under linspace and trailing spacing.
+    On a flow this is x' = x + (sigma' - sigma)(noise - clean). Start noise has the deviation sigma of the first level,
+    not 1, under linspace and trailing spacing.
     """
 
     eta: float = 0.0
-    spacing: Spacing = Spacing("linspace")
+    spacing: Spacing = LINSPACE
     last: str = "clean"
 
     def path(self, process: Process, steps: int, start: int = 0, tokens: int | None = None) -> Path:

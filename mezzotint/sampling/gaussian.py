@@ -11,7 +11,7 @@ from mezzotint.sampling.path import Rng, Step
 
 
 def kept_ratio(step: Step) -> float:
-    """r = (alpha sigma') / (alpha' sigma) = e^-h, h the gain in log(alpha / sigma); 0 from pure noise or to a clean image."""
+    """r = (alpha sigma') / (alpha' sigma) = e^-h, h the gain in log(alpha / sigma); 0 from pure noise or to clean."""
     return (step.now.alpha * step.next.sigma) / (step.next.alpha * step.now.sigma)
 
 

@@ -9,18 +9,18 @@ from torch import Tensor
 
 from mezzotint.process import Level, Process
 from mezzotint.sampling.path import Denoise, Moment, Path, Rng, Step, entered
-from mezzotint.sampling.spacing import FRACTIONAL, Spacing, final, levels, paired
+from mezzotint.sampling.spacing import FRACTIONAL, LINSPACE, Spacing, final, levels, paired
 
 
 @dataclass(frozen=True, slots=True)
 class Heun:
-    """An Euler step, then the mean of the slopes at both ends: n levels cost 2n - 1 evaluations, as the last step is Euler's.
+    """An Euler step, then the mean of both ends' slopes: n levels cost 2n - 1 evaluations, the last step being Euler's.
 
-    The slope is d(x / alpha) / d(sigma / alpha) = noise (eq. 3, 4). On a rectified flow, and from pure noise where x / alpha
-    has no value, it is d(x / k) / d(sigma / k) = noise - clean with k = alpha + sigma.
+    The slope is d(x / alpha) / d(sigma / alpha) = noise (eq. 3, 4). On a rectified flow, and from pure noise where x /
+    alpha has no value, it is d(x / k) / d(sigma / k) = noise - clean with k = alpha + sigma.
     """
 
-    spacing: Spacing = Spacing("linspace")
+    spacing: Spacing = LINSPACE
 
     def path(self, process: Process, steps: int, start: int = 0, tokens: int | None = None) -> Path:
         visited = levels(process, steps, self.spacing, FRACTIONAL, tokens)

@@ -9,15 +9,16 @@ from torch import Tensor
 from mezzotint.errors import InputError
 from mezzotint.process import Process, RectifiedFlow
 from mezzotint.sampling.path import Denoise, Moment, Path, Rng, Step, entered
-from mezzotint.sampling.spacing import WHOLE, Spacing, distilled, final, levels, paired
+from mezzotint.sampling.spacing import LEADING, WHOLE, distilled, final, levels, paired
 
 
 @dataclass(frozen=True, slots=True)
 class LCM:
     """f(x, t) = c_skip x + c_out clean, noised afresh to the next level: x' = alpha' f + sigma' z.
 
-    c_skip = d^2 / (s^2 + d^2), c_out = s / sqrt(s^2 + d^2), s = timestep_scaling * t, d = sigma_data: the boundary condition
-    f(x, 0) = x (Luo 2023, section 4.1). Levels are chosen among the `original_steps` that the model was distilled on.
+    c_skip = d^2 / (s^2 + d^2), c_out = s / sqrt(s^2 + d^2), s = timestep_scaling * t, d = sigma_data: the boundary
+    condition f(x, 0) = x (Luo 2023, section 4.1). Levels are chosen among the `original_steps` that the model was
+    distilled on.
     """
 
     original_steps: int = 50
@@ -30,7 +31,7 @@ class LCM:
                 f"sampler 'lcm' was distilled on {self.original_steps} steps and cannot take {steps}: use fewer"
             )
         if isinstance(process.schedule, RectifiedFlow):
-            visited = levels(process, steps, Spacing("trailing"), WHOLE, tokens)
+            visited = levels(process, steps, LEADING, WHOLE, tokens)
         else:
             visited = [process.level(t) for t in distilled(process.schedule.timesteps, steps, self.original_steps)]
         return entered(paired(visited, final(process, "clean")), start)

@@ -27,8 +27,9 @@ def sample(
 ) -> Tensor:
     """Walk x along the path, float32.
 
-    x (B, ...) is unit noise where the path starts at index 0, else an image noised to `path.steps[0].now`. `pin(x, level)` may replace
-    what must stay known (inpainting) after each step; `watch(index, step, x, history)` sees each step, history[-1].clean its estimate.
+    x (B, ...) is unit noise where the path starts at index 0, else an image noised to `path.steps[0].now`. `pin(x,
+    level)` may replace what must stay known (inpainting) after each step; `watch(index, step, x, history)` sees each
+    step, history[-1].clean its estimate.
     """
     history: list[Moment] = []
     x = x.float() * path.start_scale
@@ -42,7 +43,7 @@ def sample(
 
 
 def seeded_noise(seeds: Sequence[int]) -> Rng:
-    """Standard normal noise with one generator per image, drawn on the CPU: an image's noise depends on its seed alone."""
+    """Standard normal noise, one generator per image, drawn on the CPU: an image's noise depends on its seed alone."""
     generators = [torch.Generator("cpu").manual_seed(seed) for seed in seeds]
 
     def draw(like: Tensor) -> Tensor:

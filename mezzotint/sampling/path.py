@@ -46,7 +46,7 @@ class Sampler(Protocol):
     """A frozen set of options with two functions and no state: any number of runs may share one."""
 
     def path(self, process: Process, steps: int, start: int = 0, tokens: int | None = None) -> Path:
-        """The path of `steps` steps, entered at index `start`; `tokens` counts image tokens where a shift depends on them."""
+        """A path of `steps` steps entered at index `start`; `tokens` counts image tokens if a shift needs them."""
         ...
 
     def step(self, denoise: Denoise, x: Tensor, step: Step, history: list[Moment], rng: Rng) -> Tensor:

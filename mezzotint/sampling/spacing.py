@@ -1,7 +1,8 @@
 """Where the steps of a path fall: every rule of spacing, and every difference between the samplers that use them.
 
-A sampler says which rule it wants (`Spacing`) and has a habit (`Habit`) of reading that rule: whole timesteps (DDPM, DDIM, LCM),
-fractional ones (Euler, Heun), or one interval finer than it walks (DPM-Solver++, UniPC). The habits are the reference library's.
+A sampler says which rule it wants (`Spacing`) and has a habit (`Habit`) of reading that rule: whole timesteps (DDPM,
+DDIM, LCM), fractional ones (Euler, Heun), or one interval finer than it walks (DPM-Solver++, UniPC). The habits are the
+reference library's.
 """
 
 from __future__ import annotations
@@ -25,11 +26,16 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, slots=True)
 class Spacing:
-    """A rule (leading, linspace, trailing) with its offset, and a ramp (none, karras, exponential) that overrides the levels."""
+    """A rule (leading, linspace, trailing) with its offset, and a ramp (none, karras, exponential) between its ends."""
 
     rule: str
     offset: int = 0
     ramp: str = "none"
+
+
+LEADING = Spacing("leading")
+LINSPACE = Spacing("linspace")
+KARRAS = Spacing("linspace", ramp="karras")
 
 
 Rule = Callable[[int, int, int], list[float]]  # (total, steps, offset) -> timesteps
@@ -43,7 +49,7 @@ NUDGE = 17 * 2.0**-24  # 1e-6 as float32 leaves it of 1 - 1e-6
 
 
 def leading(total: int, steps: int, offset: int = 0) -> list[float]:
-    """Multiples of total // steps from 0: 951, 901, ... at 20 steps and offset 1; never reaches the end of the table."""
+    """Multiples of total // steps from 0: 951, 901, ... at 20 steps and offset 1; never reaches the table's end."""
     return [float(i * (total // steps) + offset) for i in reversed(range(steps))]
 
 
@@ -73,7 +79,7 @@ def trailing(total: int, steps: int, offset: int = 0) -> list[float]:
 
 
 def distilled(total: int, steps: int, original: int) -> list[float]:
-    """An even choice of `steps` of the `original` trailing timesteps a consistency model was distilled on (Luo 2023)."""
+    """An even choice of `steps` among the `original` timesteps a consistency model was distilled on (Luo 2023)."""
     taught = [float((i + 1) * (total // original) - 1) for i in reversed(range(original))]
     return [taught[i * original // steps] for i in range(steps)]
 
@@ -115,7 +121,7 @@ def flow_grid_below_one(schedule: RectifiedFlow, steps: int, tokens: int | None 
 
 
 def flow_grid_nudged(schedule: RectifiedFlow, steps: int, tokens: int | None = None) -> list[float]:
-    """UniPC: one more interval from 1 to 1/clock, its end dropped; starts 1e-6 beneath 1, where the log-SNR is finite."""
+    """UniPC: one more interval from 1 to 1/clock, its end dropped; starts 1e-6 below 1, where the log-SNR is finite."""
     if schedule.low_end == "even":
         grid = flow_grid(schedule, steps, tokens)
     else:
@@ -159,8 +165,11 @@ def dpm_clock(t: float, schedule: Discrete, ramp: str) -> float:
 
 @dataclass(frozen=True, slots=True)
 class Habit:
-    """How a kind of sampler reads a Spacing. `whole_table`: a ramp runs over the whole table, not between the rule's own ends;
-    `whole_clock`: on a flow, too, the network is told a whole number."""
+    """How a kind of sampler reads a Spacing.
+
+    `whole_table`: a ramp runs over the whole table, not between the rule's own ends; `whole_clock`: on a flow, too, the
+    network is told a whole number.
+    """
 
     rules: dict[str, Rule]
     grid: Grid
@@ -177,7 +186,7 @@ UNIPC = Habit(MULTISTEP_RULES, flow_grid_nudged, unipc_clock, whole_table=True, 
 
 
 def levels(process: Process, steps: int, spacing: Spacing, habit: Habit, tokens: int | None = None) -> Levels:
-    """The levels that a path of `steps` steps visits, noisiest first. A flow keeps its own grid and obeys the ramp alone."""
+    """The levels a path of `steps` steps visits, noisiest first. A flow keeps its own grid and obeys the ramp alone."""
     schedule = process.schedule
     most = int(schedule.clock)
     if not 1 <= steps <= most:
@@ -198,7 +207,7 @@ def levels(process: Process, steps: int, spacing: Spacing, habit: Habit, tokens:
 
 
 def finite_start(visited: Levels) -> Levels:
-    """UniPC extrapolates in log-SNR, which must be finite: pure noise becomes alpha_bar = 2^-24 (a flow's grid is nudged)."""
+    """UniPC works in log-SNR, which must be finite: pure noise becomes alpha_bar = 2^-24 (a flow's grid is nudged)."""
     first = visited[0]
     return [from_ratio(first.t, LARGEST_RATIO), *visited[1:]] if first.alpha == 0.0 else visited
 

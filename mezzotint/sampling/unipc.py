@@ -12,19 +12,19 @@ from torch import Tensor
 from mezzotint.process import Level, Process
 from mezzotint.process.level import half_log_snr
 from mezzotint.sampling.path import Denoise, Moment, Path, Rng, Step, entered
-from mezzotint.sampling.spacing import UNIPC, Spacing, final, finite_start, levels, paired
+from mezzotint.sampling.spacing import LINSPACE, UNIPC, Spacing, final, finite_start, levels, paired
 
 Node = tuple[Level[float], Tensor]  # a level and the clean estimate there
 
 
 @dataclass(frozen=True, slots=True)
 class UniPC:
-    """Each evaluation first corrects the step that led to it (UniC, alg. 1), then predicts the next (UniP, alg. 2): n calls.
+    """Each evaluation corrects the step that led to it (UniC, alg. 1), then predicts the next (UniP, alg. 2): n calls.
 
     Near the end the order falls to the steps that are left.
     """
 
-    spacing: Spacing = Spacing("linspace")
+    spacing: Spacing = LINSPACE
     last: str = "clean"
     solver_order: int = 2
 
@@ -48,7 +48,7 @@ def behind(history: list[Moment]) -> list[Node]:
 
 
 def advance(origin: Moment, next: Level[float], nodes: Sequence[Node]) -> Tensor:
-    """x' = (sigma'/sigma) x - alpha' (e^-h - 1) (m + sum_k rho_k / r_k (m_k - m)), r_k = (lambda_k - lambda) / h (eq. 3, 9)."""
+    """x' = (sigma'/sigma) x - alpha' (e^-h - 1)(m + sum_k rho_k (m_k - m) / r_k), r_k = (lambda_k - lambda) / h."""
     now, here = origin.level, half_log_snr(origin.level)
     h = half_log_snr(next) - here
     scale = -next.alpha * math.expm1(-h)
@@ -60,7 +60,7 @@ def advance(origin: Moment, next: Level[float], nodes: Sequence[Node]) -> Tensor
 
 
 def weights(r: Sequence[float], h: float) -> list[float]:
-    """rho with sum_k rho_k r_k^(i-1) = i! phi_(i+1)(-h) (-h) / (e^-h - 1) (eq. 5, theorem 3.1); 1/2 for a single node."""
+    """rho with sum_k rho_k r_k^(i-1) = i! h^i phi_(i+1) / B (theorem 3.1), B = e^-h - 1; 1/2 for one node."""
     if len(r) < 2:
         return [0.5] * len(r)
     right: list[float] = []
