@@ -15,6 +15,7 @@ from mezzotint.cli import console
 from mezzotint.errors import InputError
 
 if TYPE_CHECKING:
+    import torch
     from torch import Tensor
 
     from mezzotint.families import Model
@@ -87,8 +88,8 @@ def run(options: Options) -> int:
     from mezzotint.checkpoints import write_tensors
     from mezzotint.families import load
 
-    model = load(options.model, options.device, getattr(torch, options.dtype), options.force)
     requests = [request_of(options, prompt) for prompt in options.prompt or ("",)]
+    model = load(options.model, device_of(options.device), getattr(torch, options.dtype), options.force)
     records: list[dict[str, Any]] = []
     latents: list[Tensor] = []
     for prompt, request in enumerate(requests):
@@ -133,6 +134,17 @@ def request_of(options: Options, prompt: str) -> Request:
         mask=images.read(options.mask) if options.mask else None,
         start_noise=noise_from(options.start_noise) if options.start_noise else None,
     )
+
+
+def device_of(name: str) -> torch.device:
+    """The device, tried out; InputError where this machine or this torch has none of that name."""
+    import torch
+
+    try:
+        return torch.empty(1, device=name).device
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        reason = str(error).splitlines()[0].rstrip(".")
+        raise InputError(f"--device {name} cannot be used: {reason}. --device cpu always can.") from error
 
 
 def size_of(text: str | None) -> tuple[int, int] | tuple[None, None]:

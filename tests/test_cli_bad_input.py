@@ -1,0 +1,159 @@
+"""Users' mistakes: exit code 2, one or two lines that say what and where, no traceback, nothing left half-written."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file, save_file
+
+from mezzotint.cli.main import main
+
+Refused = Callable[..., str]
+
+
+@pytest.fixture
+def refused(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Refused:
+    """Run a command line that must be refused, and return what was said."""
+    monkeypatch.delenv("MEZZOTINT_DEBUG", raising=False)
+
+    def run(*args: object) -> str:
+        code = main([str(arg) for arg in args])
+        said = capsys.readouterr().err
+        assert code == 2, said
+        assert said.startswith("mezzotint: ")
+        assert 1 <= len(said.splitlines()) <= 2, said
+        assert "Traceback" not in said
+        return said
+
+    return run
+
+
+def test_unknown_verbs_and_options(refused: Refused) -> None:
+    assert "did you mean 'generate'?" in refused("genrate", "x")
+    assert "mezzotint --help" in refused("frobnicate")
+    assert "did you mean '--model'?" in refused("generate", "--modle", "x")
+    assert "--model" in refused("generate", "--out", "x")
+    assert "fp8" in refused("generate", "--model", "x", "--out", "y", "--dtype", "fp8")
+
+
+@pytest.mark.parametrize("verb", ["generate", "inspect"])
+def test_paths_that_lead_nowhere(verb: str, refused: Refused, tmp_path: Path) -> None:
+    def try_path(path: Path) -> str:
+        return refused("generate", "--model", path, "--out", tmp_path) if verb == "generate" else refused(verb, path)
+
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "notes.txt").write_text("hello")
+    for name in ("absent", "empty", "notes.txt"):
+        assert name in try_path(tmp_path / name)
+
+
+def test_weights_that_are_not_those_of_the_contract(refused: Refused, model: Path, tmp_path: Path) -> None:
+    weights = model / "unet" / "diffusion_pytorch_model.safetensors"
+    tensors = load_file(weights)
+    first = min(tensors)
+    save_file(tensors | {first: tensors[first] + 1e-3}, weights)
+    said = refused("generate", "--model", model, "--out", tmp_path)
+    assert "weights" in said and "contract.json" in said and "unet" in said
+    assert main(["generate", "--model", str(model), "--out", str(tmp_path / "forced"), "--force"]) == 0
+    (record,) = (tmp_path / "forced").glob("*.json")
+    assert "weights" in json.loads(record.read_text())["model"]["overrides"][0]
+
+
+@pytest.mark.parametrize(
+    ("edit", "said"),
+    [
+        (lambda c: c["latent"].update(codec="0" * 64), "latent.codec"),
+        (lambda c: c["latent"].update(scale=0.18215), "latent.scale"),
+        (lambda c: c.update(inpaint=2), "in_channels"),
+        (lambda c: c["process"].update(prediction="flwo"), "flow"),
+        (lambda c: c["process"].update(prediction="epsilon"), "epsilon"),
+        (lambda c: c.update(lisence={}), "licence"),
+        (lambda c: c.pop("licence"), "licence"),
+        (lambda c: c.update(version=99), "version"),
+    ],
+)
+def test_contracts_that_cannot_hold(
+    edit: Callable[[dict], object], said: str, refused: Refused, model: Path, tmp_path: Path
+) -> None:
+    contract = json.loads((model / "contract.json").read_text())
+    edit(contract)
+    (model / "contract.json").write_text(json.dumps(contract))
+    assert said in refused("generate", "--model", model, "--out", tmp_path)
+
+
+def test_broken_model_files(refused: Refused, model: Path, tmp_path: Path) -> None:
+    weights = model / "unet" / "diffusion_pytorch_model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:1000])
+    assert weights.name in refused("generate", "--model", model, "--out", tmp_path)
+    assert weights.name in refused("inspect", weights)
+    (model / "contract.json").write_text("{")
+    assert "contract.json" in refused("generate", "--model", model, "--out", tmp_path)
+    assert "contract.json" in refused("inspect", model)
+
+
+def test_requests_that_cannot_be_served(refused: Refused, tiny_folder: Path, tmp_path: Path) -> None:
+    def ask(*args: object) -> str:
+        return refused("generate", "--model", tiny_folder, "--out", tmp_path / "out", *args)
+
+    assert "did you mean" in ask("--sampler", "eulr") or "euler" in ask("--sampler", "eulr")
+    assert "ddpm" in ask("--sampler", "ddpm")  # has no meaning on a flow
+    assert "steps" in ask("--steps", "0")
+    assert "count" in ask("--count", "0")
+    assert "--size" in ask("--size", "large")
+    assert "size" in ask("--size", "31x33") or "multiple" in ask("--size", "31x33")
+    assert "mono crack" in ask("--label", "mono crakc")
+    assert "label" in ask("--label", "99")
+    assert "image" in ask("--mask", tmp_path / "absent.png") or "absent.png" in ask("--mask", tmp_path / "absent.png")
+    assert "strength" in ask("--strength", "0.5")
+    assert "nowhere" in ask("--device", "nowhere")
+    assert not (tmp_path / "out").exists()
+
+
+def test_files_in_a_request(refused: Refused, tiny_folder: Path, tmp_path: Path) -> None:
+    def ask(*args: object) -> str:
+        return refused("generate", "--model", tiny_folder, "--out", tmp_path / "out", *args)
+
+    assert "absent.png" in ask("--image", tmp_path / "absent.png")
+    Image.new("L", (32, 32)).save(tmp_path / "whole.png")
+    (tmp_path / "broken.png").write_bytes((tmp_path / "whole.png").read_bytes()[:40])
+    assert "broken.png" in ask("--image", tmp_path / "broken.png")
+    assert "broken.png" in ask("--image", tmp_path / "whole.png", "--mask", tmp_path / "broken.png")
+    save_file({"noise": torch.zeros(1, 4, 8, 8)}, tmp_path / "noise.safetensors")
+    assert "noise" in ask("--start-noise", tmp_path / "noise.safetensors")
+    assert "whole.png" in ask("--start-noise", tmp_path / "whole.png")
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_place_that_cannot_be_written(refused: Refused, tiny_folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("in the way")
+    assert "file" in refused("generate", "--model", tiny_folder, "--out", tmp_path / "file" / "out")
+
+
+def test_a_disk_that_is_full(tiny_folder: Path, tmp_path: Path) -> None:
+    """The system refuses every byte beyond 100 of a file, which is what a full disk looks like to a program."""
+    resource = pytest.importorskip("resource")
+    done = subprocess.run(
+        [sys.executable, "-m", "mezzotint", "generate", "--model", str(tiny_folder), "--out", str(tmp_path / "out")],
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (100, 100)),
+        env={"PYTHONDONTWRITEBYTECODE": "1", "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 2, done.stderr
+    assert done.stderr.startswith("mezzotint: cannot write") and len(done.stderr.splitlines()) <= 2
+    assert list((tmp_path / "out").iterdir()) == []
+
+
+@pytest.fixture
+def model(tiny_folder: Path, tmp_path: Path) -> Path:
+    """A copy of the tiny model that a test may break."""
+    return Path(shutil.copytree(tiny_folder, tmp_path / "model"))

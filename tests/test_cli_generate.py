@@ -1,0 +1,84 @@
+"""`mezzotint generate` end to end on a tiny model: files, records, and the same answers as from Python."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file, save_file
+
+from mezzotint.cli.generate import size_of
+from mezzotint.cli.main import main
+from mezzotint.errors import InputError
+from mezzotint.families import load
+from mezzotint.files import sha256_file
+from mezzotint.generate import generate
+from mezzotint.request import Request
+
+
+def test_images_and_latents_are_those_of_python(tiny_folder: Path, tmp_path: Path) -> None:
+    args = ["--label", "mono crack", "--count", "2", "--seed", "5", "--steps", "4", "--guidance", "3"]
+    latents = tmp_path / "latents.safetensors"
+    assert (
+        main(["generate", "--model", str(tiny_folder), "--out", str(tmp_path), *args, "--save-latents", str(latents)])
+        == 0
+    )
+    result = generate(load(tiny_folder), Request(label="mono crack", count=2, seed=5, steps=4, guidance=3.0))
+    torch.testing.assert_close(load_file(latents)["latents"], result.latents, rtol=0, atol=0)
+    for i, image in enumerate(result.images):
+        written = Image.open(tmp_path / f"{i:04d}_seed{5 + i}.png")
+        assert np.array_equal(np.array(written), np.array(image))
+
+
+def test_the_record_leads_back_to_how_an_image_was_made(
+    tiny_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    Image.new("L", (32, 32), 90).save(tmp_path / "cell.png")
+    Image.new("L", (32, 32), 255).save(tmp_path / "mask.png")
+    out = tmp_path / "out"
+    given = ["--image", str(tmp_path / "cell.png"), "--mask", str(tmp_path / "mask.png"), "--label", "1", "--seed", "8"]
+    assert main(["generate", "--model", str(tiny_folder), "--out", str(out), "--json", *given]) == 0
+    (record,) = json.loads(capsys.readouterr().out)
+    assert record == json.loads((out / "0000_seed8.json").read_text())
+    assert record["sha256"] == sha256_file(out / record["file"])
+    assert record["from"]["mask"]["sha256"] == sha256_file(tmp_path / "mask.png")
+    assert record["model"]["weights"] == load(tiny_folder).contract.weights
+    assert (record["label"], record["seed"]) == (1, 8)
+
+
+def test_start_noise_is_used_as_given(tiny_folder: Path, tmp_path: Path) -> None:
+    noise = torch.randn(1, 1, 32, 32, generator=torch.Generator().manual_seed(3))
+    save_file({"noise": noise}, tmp_path / "noise.safetensors")
+    latents = tmp_path / "latents.safetensors"
+    args = ["--start-noise", str(tmp_path / "noise.safetensors"), "--save-latents", str(latents)]
+    assert main(["generate", "--model", str(tiny_folder), "--out", str(tmp_path), *args]) == 0
+    result = generate(load(tiny_folder), Request(start_noise=noise))
+    torch.testing.assert_close(load_file(latents)["latents"], result.latents, rtol=0, atol=0)
+
+
+def test_what_is_black_in_the_mask_stays(tiny_folder: Path, tmp_path: Path) -> None:
+    cell = np.random.default_rng(0).integers(0, 256, (32, 32), dtype=np.uint8)
+    mask = np.zeros((32, 32), dtype=np.uint8)
+    mask[10:20, 5:30] = 255
+    Image.fromarray(cell).save(tmp_path / "cell.png")
+    Image.fromarray(mask).save(tmp_path / "mask.png")
+    args = ["--image", str(tmp_path / "cell.png"), "--mask", str(tmp_path / "mask.png"), "--label", "poly crack"]
+    assert main(["generate", "--model", str(tiny_folder), "--out", str(tmp_path / "out"), *args]) == 0
+    made = np.array(Image.open(tmp_path / "out" / "0000_seed0.png"))
+    assert np.array_equal(made[mask == 0], cell[mask == 0])
+    assert (made[mask == 255] != cell[mask == 255]).mean() > 0.5
+
+
+@pytest.mark.parametrize(("text", "size"), [(None, (None, None)), ("64x32", (64, 32)), ("64X32", (64, 32))])
+def test_sizes(text: str | None, size: tuple[int, int] | tuple[None, None]) -> None:
+    assert size_of(text) == size
+
+
+@pytest.mark.parametrize("text", ["64", "x", "64x", "-1x3", "64x32x3", "sixty"])
+def test_no_sizes(text: str) -> None:
+    with pytest.raises(InputError, match="WIDTHxHEIGHT"):
+        size_of(text)

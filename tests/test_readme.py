@@ -1,0 +1,41 @@
+"""The README's Python runs as it stands, block after block, with a small model where it names one."""
+
+from __future__ import annotations
+
+import re
+import shutil
+from pathlib import Path
+
+import pytest
+
+README = Path(__file__).parent.parent / "README.md"
+
+
+def test_python_blocks_run_in_order(
+    tiny_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    blocks = re.findall(r"^```python\n(.*?)^```", README.read_text(), re.MULTILINE | re.DOTALL)
+    assert len(blocks) >= 2
+    shutil.copytree(tiny_folder, tmp_path / "models" / "solar-cells")
+    monkeypatch.chdir(tmp_path)
+    names: dict[str, object] = {}
+    for block in blocks:
+        exec(compile(block, str(README), "exec"), names)
+    assert (tmp_path / "cell.png").is_file() and (tmp_path / "cracked.png").is_file()
+    assert "clean" in capsys.readouterr().out
+
+
+def test_every_verb_it_names_exists_and_no_verb_is_left_out() -> None:
+    from mezzotint.cli.main import VERBS
+
+    text = README.read_text()
+    rows = set(re.findall(r"^\| `mezzotint (\w+)` \|", text, re.MULTILINE))
+    assert rows == set(VERBS)
+    assert set(re.findall(r"bin/mezzotint (\w+)", text)) <= set(VERBS)
+
+
+def test_links_lead_to_files() -> None:
+    pages = [README, *(README.parent / "docs").glob("*.md")]
+    for page in pages:
+        for link in re.findall(r"\]\(([^)#]+)\)", page.read_text()):
+            assert link.startswith("http") or (page.parent / link).exists(), f"{page.name} links {link}"
