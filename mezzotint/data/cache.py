@@ -27,13 +27,14 @@ def latents(
     batch: int = 32,
     watch: Callable[[int, int], None] | None = None,
 ) -> Tensor:
-    """Latents (N, V, c, h, w) float32 of every image under every mirroring, read from `path` or computed and written there.
+    """Latents (N, V, c, h, w) float32 of all images under all mirrorings: read from `path`, or computed and kept there.
 
     The file's header holds the digests of codec and data, size and mirrorings. A file made by another codec or from
     other data is refused with both digests and both files named: it is never reused, and never overwritten either.
     A latent that is not finite names its image. `watch(done, all)` follows the computing.
     """
     import torch
+    from safetensors import SafetensorError
     from safetensors.torch import load_file, save_file
 
     height, width = images.bytes.shape[-2:]
@@ -55,14 +56,21 @@ def latents(
             for i, finite in zip(chosen.tolist(), part.isfinite().flatten(1).all(1).tolist(), strict=True):
                 if not finite:
                     raise InputError(
-                        f"the codec {codec_file} overflows on {images.folder / images.names[i]}: its latents are not finite."
-                        " Use float32 for the codec, or another image."
+                        f"the codec {codec_file} overflows on {images.folder / images.names[i]}: its latents are not"
+                        " finite. Use float32 for the codec, or another image."
                     )
             parts.append(part)
             if watch is not None:
                 watch(int(chosen[-1]) + 1, len(images))
     computed = torch.cat(parts)
-    files.write_with(Path(path), lambda temporary: save_file({"latents": computed}, temporary, metadata=header))
+
+    def write(temporary: Path) -> None:
+        try:
+            save_file({"latents": computed}, temporary, metadata=header)
+        except SafetensorError as error:
+            raise OSError(str(error)) from error
+
+    files.write_with(Path(path), write)
     return computed
 
 
@@ -73,13 +81,13 @@ def _check(path: Path, expected: dict[str, str], made_from: dict[str, Path]) -> 
         with safe_open(path, framework="pt") as stored:
             found = stored.metadata() or {}
     except (SafetensorError, OSError) as error:
-        raise InputError(f"the latent cache {path} is damaged ({error}); delete it to have it computed again.") from error
+        raise InputError(f"the latent cache {path} is damaged ({error}); delete it, it is computed again.") from error
     for key, value in expected.items():
         if found.get(key) != value:
             source = f" of {made_from[key]}" if key in made_from else ""
             raise InputError(
-                f"the latent cache {path} was made with {key} {_short(found.get(key))}, this run has {_short(value)}{source}."
-                " Delete the cache, or name another one with data.cache."
+                f"the latent cache {path} was made with {key} {_short(found.get(key))}, this run has"
+                f" {_short(value)}{source}. Delete the cache, or name another one with data.cache."
             )
 
 

@@ -1,0 +1,1 @@
+"""Training: one loop, a file per method, run folders that survive anything."""

@@ -1,0 +1,73 @@
+"""Training methods: each is one file that says what trains, what the loss is and what is saved."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib import import_module
+from pathlib import Path
+from typing import TYPE_CHECKING, Protocol
+
+from torch import Tensor, nn
+
+from mezzotint.errors import InputError
+from mezzotint.training.recipe import Recipe
+
+if TYPE_CHECKING:
+    import torch
+    from PIL.Image import Image
+
+METHODS = {"full": ("full", "Full"), "vae": ("vae", "Vae")}  # recipe name -> file, class
+
+Batch = dict[str, Tensor]  # every tensor has the images first; "index" names them
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where a run happens."""
+
+    folder: Path  # the run folder
+    device: torch.device
+    watch: Callable[[str, int, int], None]  # (what, done, all) while things are prepared
+
+
+class Method(Protocol):
+    """What the loop needs; everything random in `draw` is a function of the recipe's seed and the step alone."""
+
+    trained: dict[str, nn.Module]  # what trains, each under an optimiser of its own
+    rates: dict[str, float]  # learning rate of each against the recipe's
+    averaged: str  # the trained part whose average is validated, previewed and saved
+    digests: dict[str, str]  # what a resumed run must find unchanged: data, codec, text
+
+    def draw(self, step: int) -> Batch:
+        """The whole batch of a step, on the CPU: images, noise, times, what is dropped, masks."""
+        ...
+
+    def loss(self, batch: Batch, step: int) -> tuple[Tensor, dict[str, Tensor]]:
+        """The loss of a piece of a batch, and single numbers to report with it."""
+        ...
+
+    def names(self, batch: Batch) -> list[str]:
+        """The files of a batch."""
+        ...
+
+    def validate(self, network: nn.Module) -> dict[str, float]:
+        """Numbers of the averaged network on fixed images, noise and times; empty without validation data."""
+        ...
+
+    def preview(self, network: nn.Module, step: int) -> list[Image]:
+        """Pictures of the averaged network."""
+        ...
+
+    def save(self, network: nn.Module, folder: Path) -> None:
+        """Write the averaged network as a finished model."""
+        ...
+
+
+def method(recipe: Recipe, place: Place) -> Method:
+    """Make the method that a recipe names; only its file is imported."""
+    if recipe.method not in METHODS:
+        raise InputError(f"method '{recipe.method}' is not available in this version; choose {' or '.join(METHODS)}.")
+    module, name = METHODS[recipe.method]
+    make: Callable[[Recipe, Place], Method] = getattr(import_module(f"mezzotint.training.methods.{module}"), name)
+    return make(recipe, place)

@@ -1,0 +1,135 @@
+"""From a recipe's tables to the parts that a method works with."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Sequence
+from dataclasses import fields
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from mezzotint.backbones.initialise import initialise
+from mezzotint.codec import Codec
+from mezzotint.codec.pixels import Pixels, PixelsConfig
+from mezzotint.conditioning import Conditioning
+from mezzotint.errors import InputError
+from mezzotint.process import Process, RectifiedFlow
+from mezzotint.text import TextEncoder
+from mezzotint.training.codecs import read_codec
+from mezzotint.training.recipe import Recipe
+
+# recipe name -> module, network, configuration
+BACKBONES = {
+    "unet": ("mezzotint.backbones.unet", "UNet", "mezzotint.backbones.unet_config", "UNetConfig"),
+    "text_unet": ("mezzotint.backbones.unet", "UNet", "mezzotint.backbones.unet_config", "ConditionalUNetConfig"),
+    "dit": ("mezzotint.backbones.dit", "DiT", "mezzotint.backbones.dit", "DiTConfig"),
+}
+
+
+def process(recipe: Recipe) -> Process:
+    """The process a recipe states, or that of the model it starts from."""
+    if recipe.process is None:
+        raise InputError('the recipe needs a [process] table: prediction = "flow" and [process.schedule] kind = ...')
+    return Process.from_dict(recipe.process)
+
+
+def codec(recipe: Recipe) -> tuple[Codec, Path]:
+    """The recipe's codec and where its weights lie; without a [codec] the network works on pixels."""
+    if recipe.codec is None:
+        return Codec(Pixels(PixelsConfig(recipe.data.channels))), Path("pixels")
+    found, where = read_codec(Path(recipe.codec.path))
+    if found.pixel_channels != recipe.data.channels:
+        raise InputError(f"data.channels is {recipe.data.channels}, the codec {where} reads {found.pixel_channels}.")
+    return found, where
+
+
+def times(under: Process, share: Tensor) -> Tensor:
+    """Times (B,) on the network's clock at shares 0..1 of it, the noisy end at 1; not bent by a static shift."""
+    schedule = under.schedule
+    if isinstance(schedule, RectifiedFlow):
+        return share * schedule.clock
+    return (share * schedule.timesteps).long().clamp(max=schedule.timesteps - 1)
+
+
+def backbone(recipe: Recipe, codec: Codec, text: TextEncoder | None) -> nn.Module:
+    """A fresh network; channels, classes and text width follow from codec, classes and encoder where not stated."""
+    plan = recipe.backbone
+    if plan is None or plan.name is None:
+        raise InputError(f"the recipe's [backbone] needs a name: {', '.join(BACKBONES)}")
+    if plan.name not in BACKBONES:
+        near = difflib.get_close_matches(plan.name, BACKBONES, n=1, cutoff=0.0)[0]
+        raise InputError(f"unknown backbone '{plan.name}': did you mean '{near}'? Valid: {', '.join(BACKBONES)}")
+    module, network, config_module, config = BACKBONES[plan.name]
+    kind: Any = getattr(import_module(config_module), config)
+    known = {f.name for f in fields(kind)}
+    extra = codec.channels + recipe.inpaint.k**2 if recipe.inpaint else 0
+    classes = len(recipe.classes.names) if recipe.classes else None
+    implied: dict[str, Any] = {
+        "in_channels": codec.channels + extra,
+        "out_channels": codec.channels,
+        "num_class_embeds": None if classes is None else classes + 1,
+        "num_embeds_ada_norm": classes,
+    }
+    if text is not None:
+        implied["cross_attention_dim"] = text.width
+    settings = dict(plan.config)
+    for key, value in implied.items():
+        if key not in known:
+            continue
+        if key in settings and settings[key] != value:
+            raise InputError(
+                f"backbone.config.{key} is {settings[key]!r}, but the recipe's codec, classes, inpaint and text make it"
+                f" {value!r}. Leave it out, or change those."
+            )
+        if value is not None:
+            settings[key] = value
+    if "sample_size" in known:
+        settings.setdefault("sample_size", recipe.data.size[1] // codec.factor)
+    built: nn.Module = getattr(import_module(module), network)(_config(kind, settings))
+    return initialise(built)
+
+
+def _config(kind: Any, settings: dict[str, Any]) -> Any:
+    try:
+        return kind.from_config(settings)
+    except (TypeError, ValueError, InputError) as error:
+        raise InputError(f"backbone.config: {error}") from error
+
+
+def text(recipe: Recipe) -> TextEncoder | None:
+    """The caption encoder that a recipe names: minilm, or a folder."""
+    if recipe.text is None or recipe.text.encoder == "none":
+        return None
+    from mezzotint.text import minilm
+
+    if recipe.text.encoder == "minilm":
+        return minilm.load_package(recipe.text.length)
+    return minilm.load_folder(Path(recipe.text.encoder), recipe.text.length)
+
+
+class Captions:
+    """Every distinct caption encoded once; row 0 is the empty prompt, which dropout puts in a caption's place."""
+
+    def __init__(self, encoder: TextEncoder, captions: Sequence[str], batch: int = 64) -> None:
+        distinct = ["", *sorted(set(captions) - {""})]
+        place = {caption: i for i, caption in enumerate(distinct)}
+        self.of = torch.tensor([place[caption] for caption in captions])  # (N,) image -> row
+        encoded = [encoder.encode(distinct[i : i + batch]) for i in range(0, len(distinct), batch)]
+        self.rows = Conditioning(
+            *(torch.cat([getattr(part, name) for part in encoded]) for name in ("tokens", "mask", "pooled"))
+        )
+
+    def take(self, rows: Tensor) -> Conditioning:
+        """The conditioning of rows (B,)."""
+        return self.rows.map(lambda tensor: tensor.to(rows.device)[rows])
+
+    def extend(self, other: Captions) -> Tensor:
+        """Append another set's rows; returns its image -> row in this one."""
+        start = len(self.rows.tokens) if self.rows.tokens is not None else 0
+        both = [(getattr(self.rows, name), getattr(other.rows, name)) for name in ("tokens", "mask", "pooled")]
+        self.rows = Conditioning(*(torch.cat(pair) for pair in both))
+        return other.of + start
