@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import json
+from dataclasses import asdict
 from typing import Any
 
 import pytest
 import torch
-from torch import Tensor, nn
+from networks import channels_last, gradient_error, randomise, relative
+from torch import Tensor
 
+from mezzotint.backbones.config import write_config
+from mezzotint.backbones.initialise import initialise
+from mezzotint.backbones.presets import small_latent_unet, small_text_unet
 from mezzotint.backbones.unet import UNet
 from mezzotint.backbones.unet_config import ConditionalUNetConfig, UNetConfig
 from mezzotint.conditioning import Conditioning
@@ -59,35 +65,6 @@ UNCONDITIONAL: dict[str, dict[str, Any]] = {
 }
 
 
-def randomise(module: nn.Module, seed: int = 0) -> None:
-    """Give every parameter a value of its own, so that no norm, bias or zero layer can hide a mistake."""
-    generator = torch.Generator().manual_seed(seed)
-    for name, parameter in module.named_parameters():
-        noise = torch.randn(parameter.shape, generator=generator)
-        if parameter.ndim > 1:
-            parameter.data = noise / parameter[0].numel() ** 0.5
-        else:
-            parameter.data = 0.3 * noise + (1.0 if "norm" in name and name.endswith("weight") else 0.0)
-
-
-def relative(ours: Tensor, theirs: Tensor) -> float:
-    return ((ours - theirs).abs().max() / theirs.abs().max()).item()
-
-
-def gradient_error(ours: nn.Module, theirs: nn.Module) -> float:
-    """The worst parameter's gradient error, relative to its own largest value.
-
-    Softmax does not see a key's bias, so that gradient is rounding alone: a thousandth of the largest gradient is the floor.
-    """
-    expected = {key: value.grad for key, value in theirs.named_parameters()}
-    floor = 1e-3 * max(value.abs().max().item() for value in expected.values())
-    errors = [
-        (value.grad - expected[key]).abs().max().item() / max(expected[key].abs().max().item(), floor)
-        for key, value in ours.named_parameters()
-    ]
-    return max(errors)
-
-
 def inputs(channels: int, size: tuple[int, int] = (16, 16), batch: int = 3) -> tuple[Tensor, Tensor]:
     generator = torch.Generator().manual_seed(1)
     x = torch.randn(batch, channels, *size, generator=generator)
@@ -119,18 +96,19 @@ def test_unconditional_equals_reference(name: str) -> None:
     with torch.no_grad():
         expected = theirs(x, t, class_labels=label).sample
         assert relative(ours(x, t, conditioning), expected) < 1e-5
-        fast = ours.to(memory_format=torch.channels_last)
+        fast = channels_last(ours)
         assert relative(fast(x.to(memory_format=torch.channels_last), t, conditioning), expected) < 1e-5
 
 
 @pytest.mark.parametrize("name", ["plain", "adm"])
 def test_gradients_equal_reference(name: str) -> None:
-    theirs, ours = pair({**SMALL, **UNCONDITIONAL[name]})
+    theirs, ours = (module.double() for module in pair({**SMALL, **UNCONDITIONAL[name]}))
     label = torch.tensor([1, 4, 4]) if name == "adm" else None
     x, t = inputs(3)
+    x = x.double()
     theirs(x, t, class_labels=label).sample.square().mean().backward()
     ours(x, t, Conditioning(label=label)).square().mean().backward()
-    assert gradient_error(ours, theirs) < 1e-5
+    assert gradient_error(ours, theirs) < 1e-9
 
 
 def test_concat_is_joined_behind_the_input() -> None:
@@ -141,25 +119,198 @@ def test_concat_is_joined_behind_the_input() -> None:
         assert relative(joined, theirs(x, t).sample) < 1e-5
 
 
-PUBLISHED: dict[str, tuple[int, dict[str, Any]]] = {
-    "DDPM CIFAR-10": (
-        35_746_307,
-        {
-            "block_out_channels": (128, 256, 256, 256),
-            "down_block_types": ("DownBlock2D", "AttnDownBlock2D", "DownBlock2D", "DownBlock2D"),
-            "up_block_types": ("UpBlock2D", "UpBlock2D", "AttnUpBlock2D", "UpBlock2D"),
-            "attention_head_dim": None,
-        },
+TEXT: dict[str, Any] = {
+    "sample_size": 16,
+    "block_out_channels": (16, 32),
+    "down_block_types": ("CrossAttnDownBlock2D", "DownBlock2D"),
+    "up_block_types": ("UpBlock2D", "CrossAttnUpBlock2D"),
+    "layers_per_block": 2,
+    "norm_num_groups": 8,
+    "cross_attention_dim": 24,
+    "attention_head_dim": 4,
+}
+XL: dict[str, Any] = {
+    "block_out_channels": (16, 32, 32),
+    "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
+    "up_block_types": ("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
+    "transformer_layers_per_block": (1, 2, 3),
+    "attention_head_dim": (2, 4, 8),
+    "use_linear_projection": True,
+    "upcast_attention": True,
+    "addition_embed_type": "text_time",
+    "addition_time_embed_dim": 8,
+    "projection_class_embeddings_input_dim": 20 + 6 * 8,
+}
+CONDITIONAL: dict[str, dict[str, Any]] = {
+    "stable diffusion 1": {},
+    "inpainting": {"in_channels": 9},
+    "stable diffusion 2": {"attention_head_dim": (2, 4), "use_linear_projection": True, "upcast_attention": True},
+    "xl": XL,
+    "refiner": {**XL, "projection_class_embeddings_input_dim": 20 + 5 * 8, "transformer_layers_per_block": 4},
+    "consistency": {"time_cond_proj_dim": 24},
+    "class labels": {"num_class_embeds": 5, "layers_per_block": (1, 3)},
+    "projected classes": {"class_embed_type": "projection", "projection_class_embeddings_input_dim": 20},
+    "scale-shift, plain middle": {
+        "mid_block_type": "UNetMidBlock2D",
+        "resnet_time_scale_shift": "scale_shift",
+        "down_block_types": ("CrossAttnDownBlock2D", "ResnetDownsampleBlock2D"),
+        "up_block_types": ("ResnetUpsampleBlock2D", "CrossAttnUpBlock2D"),
+    },
+    "resampling at the top": {
+        "down_block_types": ("ResnetDownsampleBlock2D", "CrossAttnDownBlock2D"),
+        "up_block_types": ("CrossAttnUpBlock2D", "ResnetUpsampleBlock2D"),
+        "downsample_padding": 0,
+        "mid_block_scale_factor": 1.4142,
+    },
+}
+
+
+def text_case(options: dict[str, Any], size: tuple[int, int] = (16, 16)) -> tuple[Any, UNet, Tensor, Any, Conditioning]:
+    """Both networks, the input, a call of the reference and the conditioning that says the same to ours."""
+    merged = {**TEXT, **options}
+    theirs = diffusers.UNet2DConditionModel(**merged).eval()
+    randomise(theirs)
+    ours = UNet(ConditionalUNetConfig.from_config(dict(theirs.config))).eval()
+    ours.load_state_dict(theirs.state_dict(), strict=True)
+    generator = torch.Generator().manual_seed(3)
+    x, t = inputs(merged.get("in_channels", 4), size)
+    tokens = torch.randn(3, 7, 24, generator=generator)
+    mask = torch.arange(7)[None] < torch.tensor([[2], [7], [5]])
+    pooled = torch.randn(3, 20, generator=generator)
+    label, guidance = torch.tensor([4, 0, 2]), torch.tensor([1.0, 7.5, 3.2])
+    numbers = (merged.get("projection_class_embeddings_input_dim", 68) - 20) // 8
+    ids = torch.randint(0, 1024, (3, numbers), generator=generator)
+    told: dict[str, Any] = {"encoder_hidden_states": tokens, "encoder_attention_mask": mask}
+    if merged.get("addition_embed_type"):
+        told["added_cond_kwargs"] = {"text_embeds": pooled, "time_ids": ids}
+    elif merged.get("class_embed_type") == "projection":
+        told["class_labels"] = pooled
+    elif merged.get("num_class_embeds"):
+        told["class_labels"] = label
+    if merged.get("time_cond_proj_dim"):
+        pipeline = diffusers.LatentConsistencyModelPipeline
+        told["timestep_cond"] = pipeline.get_guidance_scale_embedding(None, guidance - 1, embedding_dim=24)
+    conditioning = Conditioning(tokens, mask, pooled=pooled, time_ids=ids, label=label, guidance=guidance)
+    return theirs, ours, x, (t, told), conditioning
+
+
+@pytest.mark.parametrize("name", CONDITIONAL)
+def test_conditional_equals_reference(name: str) -> None:
+    theirs, ours, x, (t, told), conditioning = text_case(CONDITIONAL[name])
+    with torch.no_grad():
+        expected = theirs(x, t, **told).sample
+        assert relative(ours(x, t, conditioning), expected) < 1e-5
+        fast = channels_last(ours)
+        assert relative(fast(x.to(memory_format=torch.channels_last), t, conditioning), expected) < 1e-5
+
+
+def test_odd_sizes_equal_reference() -> None:
+    theirs, ours, x, (t, told), conditioning = text_case({**XL}, (13, 18))
+    with torch.no_grad():
+        assert relative(ours(x, t, conditioning), theirs(x, t, **told).sample) < 1e-5
+
+
+def test_conditional_gradients_equal_reference() -> None:
+    theirs, ours, x, (t, told), conditioning = text_case(XL)
+    theirs, ours, x = theirs.double(), ours.double(), x.double()
+    told["encoder_hidden_states"] = told["encoder_hidden_states"].double()
+    conditioning = conditioning.map(lambda value: value.double() if value.is_floating_point() else value)
+    theirs(x, t, **told).sample.square().mean().backward()
+    ours(x, t, conditioning).square().mean().backward()
+    assert gradient_error(ours, theirs) < 1e-9
+
+
+def test_half_of_a_batch_is_the_batch_of_a_half() -> None:
+    """Masked tokens and neighbours in the batch change nothing."""
+    _, ours, x, (t, _), conditioning = text_case({})
+    assert conditioning.tokens is not None and conditioning.mask is not None
+    alone = Conditioning(tokens=conditioning.tokens[:1, :2])
+    with torch.no_grad():
+        assert relative(ours(x[:1], t[:1], alone), ours(x, t, conditioning)[:1]) < 1e-5
+
+
+SD: dict[str, Any] = {"cross_attention_dim": 768}
+SDXL: dict[str, Any] = {
+    "block_out_channels": [320, 640, 1280],
+    "down_block_types": ["DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"],
+    "up_block_types": ["CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"],
+    "transformer_layers_per_block": [1, 2, 10],
+    "attention_head_dim": [5, 10, 20],
+    "cross_attention_dim": 2048,
+    "use_linear_projection": True,
+    "addition_embed_type": "text_time",
+    "addition_time_embed_dim": 256,
+    "projection_class_embeddings_input_dim": 2816,
+}
+REFINER: dict[str, Any] = {
+    **SDXL,
+    "block_out_channels": [384, 768, 1536, 1536],
+    "down_block_types": ["DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D", "DownBlock2D"],
+    "up_block_types": ["UpBlock2D", "CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"],
+    "transformer_layers_per_block": 4,
+    "attention_head_dim": [6, 12, 24, 24],
+    "cross_attention_dim": 1280,
+    "projection_class_embeddings_input_dim": 2560,
+}
+ADM: dict[str, Any] = {
+    "out_channels": 6,
+    "attention_head_dim": 64,
+    "attn_norm_num_groups": 32,
+    "resnet_time_scale_shift": "scale_shift",
+    "downsample_type": "resnet",
+    "upsample_type": "resnet",
+}
+ADM_64: dict[str, Any] = {
+    **ADM,
+    "layers_per_block": 3,
+    "block_out_channels": [192, 384, 576, 768],
+    "down_block_types": ["ResnetDownsampleBlock2D"] + ["AttnDownBlock2D"] * 3,
+    "up_block_types": ["AttnUpBlock2D"] * 3 + ["ResnetUpsampleBlock2D"],
+}
+ADM_256: dict[str, Any] = {
+    **ADM,
+    "layers_per_block": 2,
+    "block_out_channels": [256, 256, 512, 512, 1024, 1024],
+    "down_block_types": ["ResnetDownsampleBlock2D"] * 3 + ["AttnDownBlock2D"] * 3,
+    "up_block_types": ["AttnUpBlock2D"] * 3 + ["ResnetUpsampleBlock2D"] * 3,
+}
+DDPM: dict[str, Any] = {
+    "block_out_channels": [128, 256, 256, 256],
+    "down_block_types": ["DownBlock2D", "AttnDownBlock2D", "DownBlock2D", "DownBlock2D"],
+    "up_block_types": ["UpBlock2D", "UpBlock2D", "AttnUpBlock2D", "UpBlock2D"],
+    "attention_head_dim": None,
+}
+LDM_4: dict[str, Any] = {"attention_head_dim": 32}
+PUBLISHED: dict[str, tuple[int, UNetConfig | ConditionalUNetConfig]] = {
+    "DDPM CIFAR-10": (35_746_307, UNetConfig.from_config(DDPM)),
+    "ADM 64": (295_904_454, UNetConfig.from_config({**ADM_64, "num_class_embeds": 1000})),
+    "ADM 256": (553_838_086, UNetConfig.from_config({**ADM_256, "num_class_embeds": 1000})),
+    "ADM 256 unconditional": (552_814_086, UNetConfig.from_config(ADM_256)),
+    "LDM-4": (274_056_163, UNetConfig.from_config(LDM_4)),
+    "LDM-8 text": (872_300_484, ConditionalUNetConfig.from_config({"cross_attention_dim": 1280})),
+    "SD 1.5": (859_520_964, ConditionalUNetConfig.from_config(SD)),
+    "SD 2.1": (
+        865_910_724,
+        ConditionalUNetConfig.from_config(
+            {"cross_attention_dim": 1024, "attention_head_dim": [5, 10, 20, 20], "use_linear_projection": True}
+        ),
     ),
+    "SDXL": (2_567_463_684, ConditionalUNetConfig.from_config(SDXL)),
+    "SDXL refiner": (2_259_526_660, ConditionalUNetConfig.from_config(REFINER)),
+    "LCM": (859_602_884, ConditionalUNetConfig.from_config({**SD, "time_cond_proj_dim": 256})),
+    "LCM-SDXL": (2_567_545_604, ConditionalUNetConfig.from_config({**SDXL, "time_cond_proj_dim": 256})),
 }
 
 
 @pytest.mark.parametrize("name", PUBLISHED)
 def test_published_sizes(name: str) -> None:
-    count, options = PUBLISHED[name]
+    count, config = PUBLISHED[name]
+    reference = diffusers.UNet2DModel if isinstance(config, UNetConfig) else diffusers.UNet2DConditionModel
     with torch.device("meta"):
-        network = UNet(UNetConfig.from_config(options))
+        network, theirs = UNet(config), reference(**asdict(config))
     assert sum(p.numel() for p in network.parameters()) == count
+    shapes = [{key: value.shape for key, value in module.state_dict().items()} for module in (network, theirs)]
+    assert shapes[0] == shapes[1]
 
 
 @pytest.mark.parametrize(
@@ -177,6 +328,56 @@ def test_published_sizes(name: str) -> None:
 def test_what_cannot_be_built_is_named(key: str, value: object) -> None:
     with pytest.raises(InputError, match=key if key != "down_block_types" else "SkipDownBlock2D"):
         UNet(UNetConfig.from_config({**SMALL, key: value}))
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("dual_cross_attention", True),
+        ("encoder_hid_dim", 64),
+        ("attention_head_dim", 5),
+        ("attention_head_dim", [2]),
+        ("addition_embed_type", "image"),
+        ("addition_embed_type", "text_time"),
+        ("conv_in_kernel", 1),
+    ],
+)
+def test_what_cannot_be_built_with_text_is_named(key: str, value: object) -> None:
+    with pytest.raises(InputError, match=key):
+        UNet(ConditionalUNetConfig.from_config({**TEXT, key: value}))
+
+
+@pytest.mark.parametrize("name", ["ddpm", "adm"])
+def test_written_config_builds_the_same_reference(name: str) -> None:
+    _, ours = pair({**SMALL, **UNCONDITIONAL[name]})
+    written = json.loads(json.dumps(write_config(ours.config, "UNet2DModel")))
+    again = diffusers.UNet2DModel.from_config(written)
+    again.load_state_dict(ours.state_dict(), strict=True)
+    assert UNetConfig.from_config(written) == ours.config
+
+
+@pytest.mark.parametrize(
+    "config", [small_latent_unet(48, 16, classes=9), small_text_unet(4, 4, text_channels=24)], ids=["label", "text"]
+)
+def test_fresh_network_predicts_zero_and_every_weight_learns(config: UNetConfig | ConditionalUNetConfig) -> None:
+    """At the start all branches are closed; after three steps every parameter has moved."""
+    torch.manual_seed(0)
+    network = initialise(UNet(config))
+    before = {key: value.clone() for key, value in network.state_dict().items()}
+    generator = torch.Generator().manual_seed(4)
+    x = torch.randn(2, config.in_channels, 8, 8, generator=generator)
+    told = Conditioning(
+        label=torch.tensor([0, 8]), tokens=torch.randn(2, 5, 24, generator=generator), mask=torch.ones(2, 5).bool()
+    )
+    t = torch.tensor([10.0, 900.0])
+    assert network(x, t, told).abs().max() == 0
+    optimiser = torch.optim.AdamW(network.parameters(), 1e-3)
+    for _ in range(4):
+        optimiser.zero_grad()
+        (network(x, t, told) - x[:, : config.out_channels]).square().mean().backward()
+        optimiser.step()
+    still = [key for key, value in network.state_dict().items() if torch.equal(value, before[key])]
+    assert not still
 
 
 def test_private_keys_are_ignored() -> None:

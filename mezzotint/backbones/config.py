@@ -18,8 +18,8 @@ if TYPE_CHECKING:
 def read_config(kind: type[Config], data: Mapping[str, object], fixed: Mapping[str, object]) -> Config:
     """Build the dataclass `kind` from a config.json; lists become tuples, keys starting with '_' are the writer's own.
 
-    `fixed` names options that the published files may carry and we build one way only: any other value of theirs, and any
-    key that is neither a field nor in `fixed`, raises InputError naming it.
+    `fixed` names options that the published files may carry and we build one way only: any other value of theirs, and
+    any key that is neither a field nor in `fixed`, raises InputError naming it.
     """
     names = [f.name for f in fields(kind)]
     chosen: dict[str, object] = {}

@@ -2,7 +2,29 @@
 
 from __future__ import annotations
 
+from mezzotint.backbones.dit import DiTConfig
 from mezzotint.backbones.unet_config import ConditionalUNetConfig, UNetConfig
+from mezzotint.errors import InputError
+
+DIT_SIZES = {"S": (12, 6, 64), "B": (12, 12, 64), "L": (24, 16, 64), "XL": (28, 16, 72)}  # layers, heads, head width
+
+
+def dit(name: str, in_channels: int, out_channels: int, classes: int, sample_size: int) -> DiTConfig:
+    """A DiT of a published size and patch, 'S/2' to 'XL/8' (Peebles & Xie 2023, table 1); `classes` without the null."""
+    size, _, patch = name.partition("/")
+    if size not in DIT_SIZES or patch not in ("2", "4", "8"):
+        raise InputError(f"there is no DiT '{name}': sizes are {', '.join(DIT_SIZES)}, patches 2, 4, 8, as in 'S/2'")
+    layers, heads, head = DIT_SIZES[size]
+    return DiTConfig(
+        num_layers=layers,
+        num_attention_heads=heads,
+        attention_head_dim=head,
+        in_channels=in_channels,
+        out_channels=out_channels,
+        sample_size=sample_size,
+        patch_size=int(patch),
+        num_embeds_ada_norm=classes,
+    )
 
 
 def small_latent_unet(
@@ -10,8 +32,8 @@ def small_latent_unet(
 ) -> UNetConfig:
     """A U-Net for 16x16 latents, attention at 8x8 and 4x4; `classes` counts the "no class" entry.
 
-    Widths (w, 2w, 2w), two blocks a level, heads of 64, scale-shift norm: 7.3 M parameters and 0.8 GFLOP an image at width 64,
-    16.4 M and 1.7 at 96, 29.1 M and 3.1 at 128.
+    Widths (w, 2w, 2w), two blocks a level, heads of 64, scale-shift norm: 7.3 M parameters and 0.8 GFLOP an image at
+    width 64, 16.4 M and 1.7 at 96, 29.1 M and 3.1 at 128.
     """
     return UNetConfig(
         sample_size=sample_size,

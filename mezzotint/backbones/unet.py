@@ -1,4 +1,4 @@
-"""The U-Net: one module that carries DDPM, ADM and LDM weights, Stable Diffusion 1, 2 and XL, and our own small models."""
+"""The U-Net: one module for DDPM, ADM and LDM weights, Stable Diffusion 1, 2 and XL, and our own models."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ from mezzotint.conditioning import Conditioning
 class UNet(nn.Module):
     """A convolutional network with skip connections between equal resolutions (Ho et al. 2020; Rombach et al. 2022).
 
-    x (B, C_in, h, w), t (B,) in the network's own clock, conditioning -> raw output (B, C_out, h, w). Reads from the conditioning
-    what its configuration asks for and raises ValueError where that is missing: `label` (num_class_embeds, timestep), `pooled`
-    (identity and projection classes, text_time), `time_ids` (text_time), `tokens` and `mask` (cross-attention), `guidance`
-    (time_cond_proj_dim), `concat` (joined behind x on channels).
+    x (B, C_in, h, w), t (B,) in the network's own clock, conditioning -> raw output (B, C_out, h, w). Reads from the
+    conditioning what its configuration asks for and raises ValueError where that is missing: `label`
+    (num_class_embeds, timestep), `pooled` (identity and projection classes, text_time), `time_ids` (text_time),
+    `tokens` and `mask` (cross-attention), `guidance` (time_cond_proj_dim), `concat` (joined behind x on channels).
     """
 
     def __init__(self, config: UNetConfig | ConditionalUNetConfig) -> None:

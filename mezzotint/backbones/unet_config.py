@@ -61,7 +61,7 @@ class UNetConfig:
         return read_config(cls, data, fixed)
 
     def plan(self) -> Plan:
-        """Where attention stands, how resolution changes, how many heads: one stage for each block type in the lists."""
+        """One stage for each block type: where attention stands, how resolution changes, how many heads."""
         scale_shift = _check_shared(self)
         _one_of("class_embed_type", self.class_embed_type, (None, "timestep", "identity"))
         _one_of("mid_block_type", self.mid_block_type, (None, "UNetMidBlock2D"))
@@ -106,8 +106,8 @@ class UNetConfig:
 class ConditionalUNetConfig:
     """A U-Net of the Stable Diffusion 1.x, 2.x, SDXL and LCM kind; the fields of a UNet2DConditionModel's config.json.
 
-    `attention_head_dim` is the NUMBER OF HEADS, as it is in every published file (a misnomer that cannot be undone there).
-    `upcast_attention` is read and kept; scaled_dot_product_attention accumulates in float32 by itself.
+    `attention_head_dim` is the NUMBER OF HEADS, as it is in every published file (a misnomer that cannot be undone
+    there). `upcast_attention` is read and kept; scaled_dot_product_attention accumulates in float32 by itself.
     """
 
     sample_size: int | tuple[int, int] | None = None
@@ -151,10 +151,9 @@ class ConditionalUNetConfig:
         _one_of("class_embed_type", self.class_embed_type, (None, "timestep", "identity", "projection"))
         _one_of("addition_embed_type", self.addition_embed_type, (None, "text_time"))
         _one_of("mid_block_type", self.mid_block_type, (None, "UNetMidBlock2D", "UNetMidBlock2DCrossAttn"))
-        if self.addition_embed_type and None in (self.addition_time_embed_dim, self.projection_class_embeddings_input_dim):
-            raise InputError(
-                "'addition_embed_type' = 'text_time' needs 'addition_time_embed_dim' and 'projection_class_embeddings_input_dim'"
-            )
+        for needed in ("addition_time_embed_dim", "projection_class_embeddings_input_dim"):
+            if self.addition_embed_type and getattr(self, needed) is None:
+                raise InputError(f"'addition_embed_type' = 'text_time' needs '{needed}'")
         count = len(self.block_out_channels)
         layers = _per_level("layers_per_block", self.layers_per_block, count)
         heads = _per_level("attention_head_dim", self.attention_head_dim, count)

@@ -34,11 +34,9 @@ class Attention(nn.Module):
 
 
 class ImageAttention(nn.Module):
-    """Normalised self-attention over the pixels of a feature map, added to it: (x + W attend(norm x)) / output_scale."""
+    """Normalised self-attention over the pixels of a feature map: (x + W attend(norm x)) / output_scale."""
 
-    def __init__(
-        self, channels: int, heads: int, groups: int | None, eps: float, output_scale: float = 1.0
-    ) -> None:
+    def __init__(self, channels: int, heads: int, groups: int | None, eps: float, output_scale: float = 1.0) -> None:
         super().__init__()
         self.heads, self.output_scale = heads, output_scale
         self.group_norm = None if groups is None else nn.GroupNorm(groups, channels, eps)

@@ -12,11 +12,13 @@ from torch import Tensor, nn
 def sinusoid(values: Tensor, channels: int, cosine_first: bool = False, shift: float = 1.0) -> Tensor:
     """Sines and cosines of a number at geometrically spaced frequencies, in float32.
 
-    omega_i = 10000^(-i / (channels/2 - shift)), i = 0 .. channels/2 - 1; the vector is (sin omega v, cos omega v), or cosines
-    first (Vaswani et al. 2017, section 3.5; Ho et al. 2020 use shift 1 and sines first). values (B,) -> (B, channels).
+    omega_i = 10000^(-i / (channels/2 - shift)), i = 0 .. channels/2 - 1; the vector is (sin omega v, cos omega v), or
+    cosines first (Vaswani et al. 2017, section 3.5; Ho et al. 2020 use shift 1 and sines first). values (B,) -> (B,
+    channels).
     """
     half = channels // 2
-    exponent = torch.arange(half, dtype=torch.float32, device=values.device) * (-math.log(10000.0) / (half - shift))
+    # in this order: at t = 999 another one moves the angle by 2e-5, and trained weights have seen this rounding
+    exponent = -math.log(10000.0) * torch.arange(half, dtype=torch.float32, device=values.device) / (half - shift)
     angle = values.float()[:, None] * exponent.exp()  # (B, channels / 2)
     parts = (angle.cos(), angle.sin()) if cosine_first else (angle.sin(), angle.cos())
     return F.pad(torch.cat(parts, dim=-1), (0, channels % 2))
@@ -25,7 +27,8 @@ def sinusoid(values: Tensor, channels: int, cosine_first: bool = False, shift: f
 class TimestepEmbedding(nn.Module):
     """A two-layer perceptron from a sinusoid (or any vector) to the embedding that every residual block reads.
 
-    e = W2 silu(W1 (s + Wc c) + b1) + b2, where c is the optional guidance vector of a distilled network (Meng et al. 2023).
+    e = W2 silu(W1 (s + Wc c) + b1) + b2, where c is the optional guidance vector of a distilled network (Meng et al.
+    2023).
     """
 
     def __init__(self, in_channels: int, out_channels: int, condition_channels: int | None = None) -> None:

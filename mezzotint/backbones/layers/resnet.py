@@ -23,7 +23,7 @@ def silu_owned(x: Tensor) -> Tensor:
 
 
 class ResnetBlock(nn.Module):
-    """Two convolutions around the time embedding, with a shortcut (Ho et al. 2020, appendix B; Dhariwal & Nichol 2021, eq. 3).
+    """Two convolutions around the time embedding, with a shortcut (Ho et al. 2020; Dhariwal & Nichol 2021, eq. 3).
 
     h = conv1(silu(norm1 x));  plain:  h = conv2(silu(norm2(h + P e)))
     scale-shift:  (s, b) = P e,  h = conv2(silu(norm2(h) (1 + s) + b));  the result is (shortcut(x) + h) / output_scale.
@@ -75,12 +75,12 @@ class ResnetBlock(nn.Module):
 
 
 def enlarge(x: Tensor, size: tuple[int, int] | None = None) -> Tensor:
-    """Nearest-neighbour enlargement to twice the size, or to `size` where an odd resolution was rounded on the way down."""
-    return F.interpolate(x, scale_factor=2.0, mode="nearest") if size is None else F.interpolate(x, size, mode="nearest")
+    """Repeat pixels to twice the size, or to `size` where an odd resolution was rounded on the way down."""
+    return F.interpolate(x, scale_factor=2.0) if size is None else F.interpolate(x, size)
 
 
 class Downsample(nn.Module):
-    """Halve the resolution with a strided convolution; padding 0 means one row and column of zeros at the far edges only."""
+    """Halve the resolution with a strided convolution; padding 0 puts zeros at the far edges only."""
 
     def __init__(self, channels: int, padding: int = 1) -> None:
         super().__init__()

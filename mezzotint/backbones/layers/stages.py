@@ -120,7 +120,7 @@ class MidStage(nn.Module):
 
 
 class UpStage(nn.Module):
-    """Residual blocks that each read one skip connection, with attention, then twice the resolution unless this is the last."""
+    """Residual blocks that each read one skip connection, with attention, then twice the resolution."""
 
     def __init__(self, in_channels: int, skip_channels: list[int], stage: Stage, common: Common, grow: bool) -> None:
         super().__init__()

@@ -20,13 +20,25 @@ class GatedLinear(nn.Module):
         return value * F.gelu(gate)
 
 
-class FeedForward(nn.Module):
-    """Widen fourfold through a gate and return."""
+class GeluLinear(nn.Module):
+    """gelu(W x + b), with the tanh approximation where the weights were trained under it."""
 
-    def __init__(self, channels: int) -> None:
+    def __init__(self, in_channels: int, out_channels: int, approximate: str) -> None:
         super().__init__()
-        # the published files number the layers 0 and 2; the identity keeps those numbers
-        self.net = nn.ModuleList([GatedLinear(channels, 4 * channels), nn.Identity(), nn.Linear(4 * channels, channels)])
+        self.approximate = approximate
+        self.proj = nn.Linear(in_channels, out_channels)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.gelu(self.proj(x), approximate=self.approximate)
+
+
+class FeedForward(nn.Module):
+    """Widen fourfold through `widen` and return."""
+
+    def __init__(self, widen: GatedLinear | GeluLinear, channels: int) -> None:
+        super().__init__()
+        # the published files number the two layers 0 and 2; the identity keeps those numbers
+        self.net = nn.ModuleList([widen, nn.Identity(), nn.Linear(4 * channels, channels)])
 
     def forward(self, x: Tensor) -> Tensor:
         return self.net[2](self.net[0](x))
@@ -42,7 +54,7 @@ class TransformerBlock(nn.Module):
         self.norm2 = nn.LayerNorm(channels)
         self.attn2 = Attention(channels, heads, context_channels)
         self.norm3 = nn.LayerNorm(channels)
-        self.ff = FeedForward(channels)
+        self.ff = FeedForward(GatedLinear(channels, 4 * channels), channels)
 
     def forward(self, x: Tensor, context: Tensor, mask: Tensor | None) -> Tensor:
         x = x + self.attn1(self.norm1(x))  # (B, N, D)
@@ -51,9 +63,10 @@ class TransformerBlock(nn.Module):
 
 
 class SpatialTransformer(nn.Module):
-    """A feature map read as tokens by a stack of transformer blocks, added to itself (Rombach et al. 2022, section 3.3).
+    """A feature map read as tokens by transformer blocks, added to itself (Rombach et al. 2022, section 3.3).
 
-    The projections in and out are 1x1 convolutions in older files and linear layers in newer ones; the result is the same.
+    The projections in and out are 1x1 convolutions in older files and linear layers in newer ones; the result is the
+    same.
     """
 
     def __init__(
