@@ -11,13 +11,13 @@ import torch
 from networks import channels_last, gradient_error, randomise, relative
 from torch import Tensor
 
-from mezzotint.backbones.config import write_config
 from mezzotint.backbones.initialise import initialise
 from mezzotint.backbones.presets import small_latent_unet, small_text_unet
 from mezzotint.backbones.unet import UNet
 from mezzotint.backbones.unet_config import ConditionalUNetConfig, UNetConfig
 from mezzotint.conditioning import Conditioning
 from mezzotint.errors import InputError
+from mezzotint.layers.config import write_config
 
 diffusers = pytest.importorskip("diffusers")
 

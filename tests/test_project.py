@@ -18,7 +18,7 @@ PLAIN = {"errors", "files", "digests", "images", "conditioning", "request"}
 
 # A part imports the plain modules and parts of lower levels.
 LEVELS = {
-    "process": 0,
+    "process": 0, "layers": 0,
     "sampling": 1, "guidance": 1, "backbones": 1, "codec": 1, "text": 1, "governance": 1, "data": 1,
     "checkpoints": 2, "adapters": 2, "contract": 2,
     "families": 3,
@@ -29,7 +29,7 @@ LEVELS = {
 }  # fmt: skip
 
 # On levels 0 and 1 parts see only their own column's lower level.
-COLUMNS = ({"process", "sampling", "guidance"}, {"backbones", "codec", "text"}, {"governance", "data"})
+COLUMNS = ({"process", "sampling", "guidance"}, {"layers", "backbones", "codec", "text"}, {"governance", "data"})
 
 # A framework is known to one part each, so that it can be replaced there.
 HOMES = {

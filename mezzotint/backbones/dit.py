@@ -11,13 +11,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mezzotint.backbones.config import read_config
-from mezzotint.backbones.layers.attention import Attention
-from mezzotint.backbones.layers.embedding import TimestepEmbedding, sinusoid
-from mezzotint.backbones.layers.transformer import FeedForward, GeluLinear
 from mezzotint.backbones.unet import needed
 from mezzotint.conditioning import Conditioning
 from mezzotint.errors import InputError
+from mezzotint.layers.attention import Attention
+from mezzotint.layers.config import read_config
+from mezzotint.layers.embedding import TimestepEmbedding, sinusoid
+from mezzotint.layers.transformer import FeedForward, GeluLinear
 
 CLOCK_CHANNELS = 256
 APPROXIMATION = {"gelu-approximate": "tanh", "gelu": "none"}

@@ -7,10 +7,10 @@ from typing import TypeVar
 from torch import nn
 
 from mezzotint.backbones.dit import Block, DiT, Embedder
-from mezzotint.backbones.layers.attention import ImageAttention
-from mezzotint.backbones.layers.resnet import ResnetBlock
-from mezzotint.backbones.layers.transformer import SpatialTransformer
 from mezzotint.backbones.unet import UNet
+from mezzotint.layers.attention import ImageAttention
+from mezzotint.layers.resnet import ResnetBlock
+from mezzotint.layers.transformer import SpatialTransformer
 
 Network = TypeVar("Network", bound=nn.Module)
 

@@ -10,7 +10,7 @@ DIT_SIZES = {"S": (12, 6, 64), "B": (12, 12, 64), "L": (24, 16, 64), "XL": (28, 
 
 
 def dit(name: str, in_channels: int, out_channels: int, classes: int, sample_size: int) -> DiTConfig:
-    """A DiT of a published size and patch, 'S/2' to 'XL/8' (Peebles & Xie 2023, table 1); `classes` without the null."""
+    """A DiT of a published size and patch, 'S/2' to 'XL/8' (Peebles & Xie 2023, table 1); `classes` but the null."""
     size, _, patch = name.partition("/")
     if size not in DIT_SIZES or patch not in ("2", "4", "8"):
         raise InputError(f"there is no DiT '{name}': sizes are {', '.join(DIT_SIZES)}, patches 2, 4, 8, as in 'S/2'")

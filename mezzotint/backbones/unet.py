@@ -6,11 +6,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mezzotint.backbones.layers.embedding import TimestepEmbedding, sinusoid
-from mezzotint.backbones.layers.resnet import silu_owned
-from mezzotint.backbones.layers.stages import DownStage, MidStage, UpStage
 from mezzotint.backbones.unet_config import ConditionalUNetConfig, UNetConfig, at_mid
 from mezzotint.conditioning import Conditioning
+from mezzotint.layers.embedding import TimestepEmbedding, sinusoid
+from mezzotint.layers.resnet import silu_owned
+from mezzotint.layers.stages import DownStage, MidStage, UpStage
 
 
 class UNet(nn.Module):

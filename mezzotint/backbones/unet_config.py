@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from mezzotint.backbones.config import read_config
-from mezzotint.backbones.layers.stages import Attend, Common, Stage
 from mezzotint.errors import InputError
+from mezzotint.layers.config import read_config
+from mezzotint.layers.stages import Attend, Common, Stage
 
 ATTENDS = {"": Attend.NONE, "Resnet": Attend.NONE, "Attn": Attend.PIXELS, "CrossAttn": Attend.TEXT}
 ACTIVATIONS = ("silu", "swish")

@@ -7,10 +7,10 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
-from mezzotint.backbones.config import read_config
-from mezzotint.backbones.layers.resnet import Downsample, Upsample, silu_owned
-from mezzotint.backbones.layers.stages import Attend, Common, MidStage, Stage
 from mezzotint.errors import InputError
+from mezzotint.layers.config import read_config
+from mezzotint.layers.resnet import Downsample, Upsample, silu_owned
+from mezzotint.layers.stages import Attend, Common, MidStage, Stage
 
 
 @dataclass(frozen=True, slots=True)

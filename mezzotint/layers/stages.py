@@ -8,9 +8,9 @@ from enum import StrEnum
 import torch
 from torch import Tensor, nn
 
-from mezzotint.backbones.layers.attention import ImageAttention
-from mezzotint.backbones.layers.resnet import Downsample, Resample, ResnetBlock, Upsample
-from mezzotint.backbones.layers.transformer import SpatialTransformer
+from mezzotint.layers.attention import ImageAttention
+from mezzotint.layers.resnet import Downsample, Resample, ResnetBlock, Upsample
+from mezzotint.layers.transformer import SpatialTransformer
 
 
 class Attend(StrEnum):

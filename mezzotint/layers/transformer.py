@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mezzotint.backbones.layers.attention import Attention
+from mezzotint.layers.attention import Attention
 
 
 class GatedLinear(nn.Module):
