@@ -1,0 +1,118 @@
+"""`mezzotint train`: a model or a codec from a recipe."""
+
+from __future__ import annotations
+
+import json
+import sys
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import tyro
+
+if TYPE_CHECKING:
+    from mezzotint.training.loop import Watch
+
+INTERRUPTED = 130
+
+
+@dataclass(frozen=True)
+class Options:
+    """Train a model or a codec from a recipe, into the recipe's run folder.
+
+    A run that was stopped, by Ctrl-C or by force, goes on with --resume and ends with the same weights as one that was
+    not. The finished model is in model/ inside the run folder, beside metrics, plots, previews and the resolved recipe.
+
+    For example, train the solar-cell model, go on after a stop, and try half the learning rate elsewhere:
+
+        mezzotint train recipes/solar-cells.toml
+        mezzotint train recipes/solar-cells.toml --resume
+        mezzotint train recipes/solar-cells.toml --set optimiser.rate=5e-5 --set out=runs/slower
+    """
+
+    recipe: tyro.conf.Positional[Path]
+    """The recipe, a TOML file."""
+    resume: bool = False
+    """Go on from the newest checkpoint in the run folder; begin where there is none."""
+    set: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
+    """Change one value of the recipe, as table.key=value; may be given several times."""
+    json: bool = False
+    """Print every record of the metrics as one line of JSON, and the outcome last."""
+
+
+def run(options: Options) -> int:
+    """Train; the exit code is 0 for a finished run and 130 for one that was stopped and saved."""
+    from mezzotint.training import loop, recipe
+
+    plan = recipe.read(options.recipe, options.set)
+    with _Bar(plan.steps, plan.batch, quiet=options.json) as bar:
+        outcome = loop.train(plan, options.resume, bar.watch())
+    if options.json:
+        print(json.dumps({**asdict(outcome), "folder": str(outcome.folder)}), flush=True)
+    elif outcome.finished:
+        print(f"{outcome.folder / loop.MODEL}")
+    if not outcome.finished:
+        print(f"stopped after step {outcome.step} of {plan.steps}, saved; go on with --resume", file=sys.stderr)
+        return INTERRUPTED
+    return 0
+
+
+class _Bar:
+    """A progress bar with loss, images per second and the time left; JSON lines instead where it is quiet."""
+
+    def __init__(self, steps: int, batch: int, *, quiet: bool) -> None:
+        import rich.progress as rich
+        from rich.console import Console
+
+        console = Console(file=sys.stderr)
+        columns = (
+            rich.TextColumn("{task.description}"),
+            rich.BarColumn(),
+            rich.MofNCompleteColumn(),
+            rich.TextColumn("{task.fields[note]}"),
+            rich.TimeElapsedColumn(),
+            rich.TextColumn("left"),
+            rich.TimeRemainingColumn(elapsed_when_finished=True),
+        )
+        self.quiet, self.steps, self.batch = quiet, steps, batch
+        self.shown = console.is_terminal and not quiet
+        self.bars = rich.Progress(*columns, console=console, disable=not self.shown, refresh_per_second=2)
+        self.tasks: dict[str, Any] = {}
+        self.note = ""
+
+    def __enter__(self) -> _Bar:
+        self.bars.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.bars.stop()
+
+    def watch(self) -> Watch:
+        """What the loop calls."""
+        from mezzotint.training.loop import Watch
+
+        return Watch(prepare=self._advance, step=self._step, record=self._record)
+
+    def _advance(self, what: str, done: int, total: int) -> None:
+        if what not in self.tasks:
+            self.tasks[what] = self.bars.add_task(what, total=total, note="")
+        self.bars.update(self.tasks[what], completed=done, note=self.note if what == "training" else "")
+
+    def _step(self, step: int, total: int, loss: float) -> None:
+        if "training" not in self.tasks:  # a resumed run starts its clock here, not at step 0
+            self.tasks["training"] = self.bars.add_task("training", total=total, completed=step - 1, note="")
+        self.note = f"loss {loss:.4f} {self.note.partition('  ')[1]}{self.note.partition('  ')[2]}"
+        self._advance("training", step, total)
+
+    def _record(self, record: dict[str, Any]) -> None:
+        if self.quiet:
+            print(json.dumps(record), flush=True)
+            return
+        if "images_per_second" in record:
+            self.note = f"loss {record['loss']:.4f}   {record['images_per_second']:.1f} images/s"
+        if not self.shown:
+            parts = [f"step {record['step']}/{self.steps}"]
+            parts += [
+                f"{key} {record[key]:.5g}" for key in ("loss", "validation", "images_per_second") if key in record
+            ]
+            print("  ".join(parts), file=sys.stderr, flush=True)
