@@ -45,7 +45,7 @@ def run(options: Options) -> int:
     from mezzotint.training import loop, recipe
 
     plan = recipe.read(options.recipe, options.set)
-    with _Bar(plan.steps, plan.batch, quiet=options.json) as bar:
+    with _Bar(plan.steps, quiet=options.json) as bar:
         outcome = loop.train(plan, options.resume, bar.watch())
     if options.json:
         print(json.dumps({**asdict(outcome), "folder": str(outcome.folder)}), flush=True)
@@ -60,7 +60,7 @@ def run(options: Options) -> int:
 class _Bar:
     """A progress bar with loss, images per second and the time left; JSON lines instead where it is quiet."""
 
-    def __init__(self, steps: int, batch: int, *, quiet: bool) -> None:
+    def __init__(self, steps: int, *, quiet: bool) -> None:
         import rich.progress as rich
         from rich.console import Console
 
@@ -74,11 +74,11 @@ class _Bar:
             rich.TextColumn("left"),
             rich.TimeRemainingColumn(elapsed_when_finished=True),
         )
-        self.quiet, self.steps, self.batch = quiet, steps, batch
+        self.quiet, self.steps = quiet, steps
         self.shown = console.is_terminal and not quiet
         self.bars = rich.Progress(*columns, console=console, disable=not self.shown, refresh_per_second=2)
         self.tasks: dict[str, Any] = {}
-        self.note = ""
+        self.speed = ""
 
     def __enter__(self) -> _Bar:
         self.bars.start()
@@ -93,23 +93,20 @@ class _Bar:
 
         return Watch(prepare=self._advance, step=self._step, record=self._record)
 
-    def _advance(self, what: str, done: int, total: int) -> None:
-        if what not in self.tasks:
-            self.tasks[what] = self.bars.add_task(what, total=total, note="")
-        self.bars.update(self.tasks[what], completed=done, note=self.note if what == "training" else "")
+    def _advance(self, what: str, done: int, total: int, note: str = "") -> None:
+        if what not in self.tasks:  # a resumed run starts its clock where it goes on, not at step 0
+            self.tasks[what] = self.bars.add_task(what, total=total, completed=done - 1, note="")
+        self.bars.update(self.tasks[what], completed=done, note=note)
 
     def _step(self, step: int, total: int, loss: float) -> None:
-        if "training" not in self.tasks:  # a resumed run starts its clock here, not at step 0
-            self.tasks["training"] = self.bars.add_task("training", total=total, completed=step - 1, note="")
-        self.note = f"loss {loss:.4f} {self.note.partition('  ')[1]}{self.note.partition('  ')[2]}"
-        self._advance("training", step, total)
+        self._advance("training", step, total, f"loss {loss:.4f}{self.speed}")
 
     def _record(self, record: dict[str, Any]) -> None:
         if self.quiet:
             print(json.dumps(record), flush=True)
             return
         if "images_per_second" in record:
-            self.note = f"loss {record['loss']:.4f}   {record['images_per_second']:.1f} images/s"
+            self.speed = f"   {record['images_per_second']:.1f} images/s"
         if not self.shown:
             parts = [f"step {record['step']}/{self.steps}"]
             parts += [

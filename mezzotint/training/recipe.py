@@ -275,11 +275,10 @@ def _explain(error: Any) -> str:
     if error["type"] == "extra_forbidden":
         *tables, wrong = (str(part) for part in error["loc"])
         here = _fields(tables)
-        everywhere = {name: f"[{table}] {name}" for table, names in _tables().items() for name in names}
-        close = difflib.get_close_matches(wrong, here, n=1, cutoff=0.5)
-        if not close and wrong in everywhere:
-            return f"unknown key {where} (it belongs to {everywhere[wrong]})"
-        close = close or difflib.get_close_matches(wrong, here, n=1, cutoff=0.0)
+        everywhere = {name: f"[{table}], as {table}.{name}" for table, names in _tables().items() for name in names}
+        if wrong in everywhere:
+            return f"unknown key {where}: it belongs into {everywhere[wrong]}"
+        close = difflib.get_close_matches(wrong, here, n=1, cutoff=0.0)
         return f"unknown key {where} (nearest valid name: {close[0] if close else ', '.join(here)})"
     if error["type"] == "missing":
         return f"{where} is missing"
