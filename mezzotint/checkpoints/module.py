@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -35,6 +35,14 @@ def fill(build: Callable[[], Network], tensors: Mapping[str, Tensor], dtype: tor
     if adrift:  # a buffer outside the state dict must be computed in forward, or it would be garbage here
         raise ValueError(f"{type(network).__name__} keeps non-persistent buffers: {adrift}")
     return network.eval().requires_grad_(False)
+
+
+def configure(config: Any, settings: Mapping[str, Any], at: Path) -> Any:
+    """A network's configuration (a dataclass with `from_config`) from JSON data; InputError names the file `at`."""
+    try:
+        return config.from_config(settings)
+    except (InputError, TypeError, ValueError) as error:
+        raise InputError(f"{at}: {error}") from error
 
 
 def _misshapen(expected: Mapping[str, Tensor], tensors: Mapping[str, Tensor]) -> list[str]:

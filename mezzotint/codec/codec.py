@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import chain
 from typing import TYPE_CHECKING, Any, Protocol, cast
 
 from mezzotint.codec.latent_space import LatentSpace
@@ -10,6 +11,7 @@ from mezzotint.errors import InputError
 from mezzotint.files import sha256_json
 
 if TYPE_CHECKING:
+    import torch
     from torch import Tensor, nn
 
 
@@ -32,7 +34,10 @@ class Autoencoder(Protocol):
 
 
 class Codec:
-    """An autoencoder together with the latent space that its backbone was trained in."""
+    """An autoencoder together with the latent space that its backbone was trained in.
+
+    It computes in the autoencoder's dtype and answers in that of its argument.
+    """
 
     def __init__(self, autoencoder: nn.Module, space: LatentSpace | None = None) -> None:
         self.autoencoder = autoencoder
@@ -54,9 +59,13 @@ class Codec:
             raise InputError(f"this codec reads {self.pixel_channels} colour channels, the image has {channels}")
         if height % self.factor or width % self.factor:
             raise InputError(f"image size {width}x{height} is not a multiple of {self.factor}, the codec's factor")
-        z = self._network.encode(pixels)[:, : self.channels]  # (B, C, h, w)
-        return self.space.to_backbone(z)
+        z = self._network.encode(pixels.to(self._dtype(pixels)))[:, : self.channels]  # (B, C, h, w)
+        return self.space.to_backbone(z.to(pixels.dtype))
 
     def decode(self, latents: Tensor) -> Tensor:
         """Pixels (B, pixel_channels, h*factor, w*factor), about [-1, 1], of latents in backbone units."""
-        return self._network.decode(self.space.to_autoencoder(latents))
+        z = self.space.to_autoencoder(latents)
+        return self._network.decode(z.to(self._dtype(z))).to(latents.dtype)
+
+    def _dtype(self, default: Tensor) -> torch.dtype:
+        return next(chain(self.autoencoder.parameters(), self.autoencoder.buffers(), (default,))).dtype

@@ -5,17 +5,29 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from mezzotint.backbones.dit import DiT, DiTConfig
 from mezzotint.backbones.unet import UNet
 from mezzotint.backbones.unet_config import ConditionalUNetConfig, UNetConfig
-from mezzotint.checkpoints import fill, read_json, read_part, write_folder, write_tensors
+from mezzotint.checkpoints import configure, fill, read_json, read_part, write_folder, write_tensors
 from mezzotint.codec import Codec
+from mezzotint.codec.kl_vae import KLVAE, KLVAEConfig
+from mezzotint.codec.patch_pca import PatchPCA, PatchPCAConfig
 from mezzotint.codec.pixels import Pixels, PixelsConfig
-from mezzotint.contract import FILE, TextFacts, agree, check_backbone, check_codec, check_text, read_contract, write_contract
+from mezzotint.contract import (
+    FILE,
+    TextFacts,
+    agree,
+    check_backbone,
+    check_codec,
+    check_text,
+    read_contract,
+    write_contract,
+)  # fmt: skip
 from mezzotint.digests import tensors_digest
 from mezzotint.errors import InputError
 from mezzotint.families.model import Model
@@ -44,11 +56,21 @@ def _unet_facts(config: UNetConfig | ConditionalUNetConfig) -> dict[str, int | N
     }  # fmt: skip
 
 
+def _dit_facts(config: DiTConfig) -> dict[str, int | None]:
+    return {
+        "in_channels": config.in_channels, "out_channels": config.out_channels or config.in_channels,
+        "classes": config.num_embeds_ada_norm + 1,
+    }  # fmt: skip
+
+
 BACKBONES = {
     "UNet2DModel": Part("unet", UNetConfig, UNet, _unet_facts),
     "UNet2DConditionModel": Part("unet", ConditionalUNetConfig, UNet, _unet_facts),
+    "DiTTransformer2DModel": Part("transformer", DiTConfig, DiT, _dit_facts),
 }
 AUTOENCODERS = {
+    "AutoencoderKL": Part("vae", KLVAEConfig, KLVAE),
+    "PatchPCA": Part("vae", PatchPCAConfig, PatchPCA),
     "Pixels": Part("vae", PixelsConfig, Pixels),
 }
 
@@ -56,18 +78,18 @@ AUTOENCODERS = {
 def save(model: Model, path: Path, dtype: torch.dtype | None = None) -> Model:
     """Write a model folder, whole or not at all, and return the model as that folder has it.
 
-    `dtype` stores the backbone narrower (float16 halves the file); the codec keeps its own. The contract gets the digest
-    of the weights as stored; a codec or text encoder that the contract does not speak of is refused.
+    `dtype` stores the backbone narrower (float16 halves the file); the codec keeps its own. The contract gets the
+    digest of the weights as stored; a codec or text encoder that the contract does not speak of is refused.
     """
     path = Path(path)
     backbone, codec = model.backbone, model.codec
     name, part = _kind(BACKBONES, backbone)
     vae_name, vae = _kind(AUTOENCODERS, codec.autoencoder)
     stored = {key: _stored(tensor, dtype) for key, tensor in backbone.state_dict().items()}
-    contract = model.contract.model_copy(update={"weights": tensors_digest(stored)})
-    contract = check_backbone(contract, path / FILE, part.facts(backbone.config), contract.weights, path / part.folder)
-    contract = check_codec(contract, path / FILE, codec, path / vae.folder)
-    contract = check_text(contract, path / FILE, TextFacts.of(model.text) if model.text else None, path / "text_encoder")
+    contract, at = model.contract.model_copy(update={"weights": tensors_digest(stored)}), path / FILE
+    contract = check_backbone(contract, at, part.facts(backbone.config), contract.weights, path / part.folder)
+    contract = check_codec(contract, at, codec, path / vae.folder)
+    contract = check_text(contract, at, TextFacts.of(model.text) if model.text else None, path / "text_encoder")
 
     def write(folder: Path) -> None:
         _write_part(folder / part.folder, name, backbone.config, stored)
@@ -85,8 +107,8 @@ def save(model: Model, path: Path, dtype: torch.dtype | None = None) -> Model:
 def load(path: Path, device: str | torch.device, dtype: torch.dtype, force: bool) -> Model:
     """Read a model folder; every part is checked against contract.json, and `force` records what it lets pass.
 
-    Weights are mapped from disk and put in place; in their stored dtype they are not copied. Digests are verified on the
-    values as read, about a second per gigabyte.
+    Weights are mapped from disk and put in place; in their stored dtype they are not copied. Digests are verified on
+    the values as read, which costs about a second per gigabyte.
     """
     path = Path(path)
     contract, at = read_contract(path), path / FILE
@@ -113,9 +135,7 @@ def load(path: Path, device: str | torch.device, dtype: torch.dtype, force: bool
 
     text = load_saved(path / "text_encoder") if (path / "text_encoder").is_dir() else None
     contract = check_text(contract, at, TextFacts.of(text) if text else None, path / "text_encoder", force)
-    if text:
-        text.network.to(torch.device(device))
-    return Model(contract, backbone, codec, text, path)
+    return Model(contract, backbone, codec, text.to(device) if text else None, path)
 
 
 def _kind(parts: Mapping[str, Part], network: nn.Module) -> tuple[str, Part]:
@@ -129,12 +149,9 @@ def _read_config(parts: Mapping[str, Part], folder: Path) -> tuple[Part, Any]:
     at = folder / "config.json"
     data = read_json(at)
     name = data.get("_class_name")
-    if name not in parts:
+    if not isinstance(name, str) or name not in parts:
         raise InputError(f"{at}: _class_name is {name!r}; known here: {', '.join(parts)}")
-    try:
-        return parts[name], parts[name].config.from_config(data)
-    except (InputError, TypeError, ValueError) as error:
-        raise InputError(f"{at}: {error}") from error
+    return parts[name], configure(parts[name].config, data, at)
 
 
 def _write_part(folder: Path, name: str, config: Any, tensors: Mapping[str, Tensor]) -> None:

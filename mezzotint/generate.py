@@ -1,0 +1,197 @@
+"""The only inference path: text or class to image, image to image and inpainting differ in data, not in code."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, fields, replace
+from difflib import get_close_matches
+from typing import TYPE_CHECKING, Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from mezzotint import images
+from mezzotint.codec import inpaint_concat
+from mezzotint.conditioning import Conditioning, stack
+from mezzotint.errors import InputError
+from mezzotint.families.model import Model
+from mezzotint.families.steering import steering
+from mezzotint.guidance import Guidance
+from mezzotint.process import Estimate, Level, prediction
+from mezzotint.request import Request, Result
+from mezzotint.sampling import SAMPLERS, Denoise, Path, Rng, Sampler, sample, seeded_noise
+
+if TYPE_CHECKING:
+    from mezzotint.sampling.loop import Pin, Watch
+
+STRENGTH = 0.8  # of image-to-image where the request does not say
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """What a request comes to once the contract has answered what it left open; equal for all requests of one batch."""
+
+    sampler: Sampler
+    path: Path  # the steps really taken
+    first: int  # index of the first one
+    guidance: Guidance
+    width: int
+    height: int
+    strength: float | None  # None: there is no image
+    masked: bool
+
+    def progress(self, level: Level[float]) -> float:
+        """How far along the whole path a level is: 0 at its first step, 1 at its last."""
+        behind = self.first + sum(step.now.t > level.t for step in self.path.steps)
+        return min(1.0, behind / max(1, self.first + len(self.path.steps) - 1))
+
+
+def generate(model: Model, request: Request, watch: Watch | None = None) -> Result:
+    """Draw `request.count` images; `watch(index, step, x, history)` sees every step."""
+    return generate_batch(model, [request], watch)[0]
+
+
+@torch.inference_mode()
+def generate_batch(model: Model, requests: Sequence[Request], watch: Watch | None = None) -> list[Result]:
+    """Draw the images of several requests as one batch; they may differ in prompt, label, seed, image and mask.
+
+    An image depends on its own request alone, up to float rounding. Raises InputError where a request does not fit the
+    model or the others, and where the result is not finite.
+    """
+    settings = shared([settle(model, request) for request in requests])
+    counts = [request.count for request in requests]
+    pixels, mask = canvas(model, requests, settings)  # (R, P, H, W), (R, 1, H, W), a row each request
+    rng = seeded_noise([request.seed + i for request in requests for i in range(request.count)])
+    noise = start_noise(model, requests, settings, rng)  # (B, C, h, w)
+    positive, negative = steering(model, requests, settings.guidance.scale)
+    k = model.contract.inpaint
+    if k is not None:
+        concat = spread(inpaint_concat(model.codec, pixels, mask, k), counts).to(model.dtype)  # (B, k * k + C, h, w)
+        positive = replace(positive, concat=concat)
+        negative = replace(negative, concat=concat) if negative else None
+    denoise = denoiser(model, settings, positive, negative)
+
+    x, pin = noise, None
+    if settings.strength is not None:
+        known = spread(model.codec.encode(pixels), counts)  # (B, C, h, w)
+        x = entrance(model, settings, known, noise)
+        pin = pinned(model, known, noise, spread(mask, counts)) if settings.masked and k is None else None
+    latents = sample(denoise, x, settings.path, settings.sampler, rng, pin, watch)
+    drawn = model.codec.decode(latents)  # (B, P, H, W)
+    if not (latents.isfinite().all() and drawn.isfinite().all()):
+        where = "codec" if latents.isfinite().all() else "backbone"
+        raise InputError(f"the {where} gave numbers that are not finite: use --dtype float32, or other weights")
+
+    if settings.masked:
+        drawn = torch.where(spread(mask, counts) > 0, drawn, spread(pixels, counts))
+    pictures = images.to_images(drawn)
+    ends = [sum(counts[: i + 1]) for i in range(len(counts))]
+    return [Result(pictures[b - n : b], latents[b - n : b]) for n, b in zip(counts, ends, strict=True)]
+
+
+def denoiser(model: Model, settings: Settings, positive: Conditioning, negative: Conditioning | None) -> Denoise:
+    """(x, level) -> Estimate with guidance: both branches in one call where it is active, else the positive alone."""
+    both = stack([positive, negative]) if negative else None
+    guidance, meaning = settings.guidance, model.process.prediction
+
+    def denoise(x: Tensor, level: Level[float]) -> Estimate:
+        inputs = x.to(model.dtype)  # (B, C, h, w)
+        t = torch.full((len(x),), level.t, device=x.device)
+        if both is None or not guidance.active(settings.progress(level)):
+            raw = model.backbone(inputs, t, positive).float()
+        else:
+            raw = model.backbone(torch.cat((inputs, inputs)), torch.cat((t, t)), both).float()  # (2 B, C, h, w)
+            raw = guidance.combine(*raw.chunk(2))
+        return prediction.estimate(meaning, raw, x, level)
+
+    return denoise
+
+
+def entrance(model: Model, settings: Settings, known: Tensor, noise: Tensor) -> Tensor:
+    """Where a path from an image begins: the image noised to its first level; noise alone to repaint in full."""
+    if settings.masked and settings.strength == 1.0:
+        return noise
+    return model.process.noised(known, noise, settings.path.steps[0].now) / settings.path.start_scale
+
+
+def pinned(model: Model, known: Tensor, noise: Tensor, mask: Tensor) -> Pin:
+    """Keep known latents outside the mask, at whatever level (Lugmayr et al. 2022, eq. 8, with one noise for all)."""
+    repaint = F.max_pool2d(mask, model.codec.factor) > 0  # (B, 1, h, w)
+    return lambda x, level: torch.where(repaint, x, model.process.noised(known, noise, level))
+
+
+def settle(model: Model, request: Request) -> Settings:
+    """Answer from the contract what the request leaves open; InputError where the model cannot serve it."""
+    facts = model.contract
+    name = request.sampler or facts.sampling.sampler
+    if name not in SAMPLERS:
+        near = get_close_matches(name, SAMPLERS, n=1, cutoff=0.0)
+        raise InputError(f"unknown sampler {name!r}: did you mean {near[0]!r}? Valid: {', '.join(SAMPLERS)}")
+    sampler: Any = SAMPLERS[name]
+    if request.eta is not None:
+        if not hasattr(sampler, "eta"):
+            able = [n for n, s in SAMPLERS.items() if hasattr(s, "eta")]
+            raise InputError(f"sampler {name!r} has no eta; these have: {', '.join(able)}")
+        sampler = replace(sampler, eta=request.eta)
+    width, height = (request.width, request.height) if request.width and request.height else facts.size
+    patch = getattr(model.backbone.config, "patch_size", 1)
+    multiple = model.codec.factor * patch
+    if width % multiple or height % multiple:
+        w, h = (max(multiple, round(side / multiple) * multiple) for side in (width, height))
+        raise InputError(f"size {width}x{height} is not a multiple of {multiple}, which this model needs: use {w}x{h}")
+    steps = request.steps or facts.sampling.steps
+    strength, masked = request.strength, request.mask is not None
+    if request.image is not None and strength is None:
+        strength = 1.0 if masked else STRENGTH
+    first = steps - max(1, int(steps * strength)) if strength is not None else 0
+    tokens = (width // multiple) * (height // multiple)
+    scale = facts.guidance.scale if request.guidance is None else request.guidance
+    return Settings(
+        sampler=sampler,
+        path=sampler.path(model.process, steps, first, tokens),
+        first=first,
+        guidance=Guidance(scale, request.guidance_rescale, request.guidance_interval),
+        width=width,
+        height=height,
+        strength=strength,
+        masked=masked,
+    )
+
+
+def shared(settings: Sequence[Settings]) -> Settings:
+    """The settings of a batch; InputError where its requests ask for different ones."""
+    first, *others = settings
+    for field in fields(Settings):
+        if any(getattr(other, field.name) != getattr(first, field.name) for other in others):
+            raise InputError(f"requests drawn as one batch must agree, and differ in {field.name}: draw them apart")
+    return first
+
+
+def canvas(model: Model, requests: Sequence[Request], settings: Settings) -> tuple[Tensor, Tensor]:
+    """The picture of every request and where it is repainted; without an image grey, and repainted everywhere."""
+    width, height, channels = settings.width, settings.height, model.codec.pixel_channels
+    grey, everywhere = torch.zeros(1, channels, height, width), torch.ones(1, 1, height, width)
+    pixels = [images.to_tensor(r.image, width, height, channels) if r.image else grey for r in requests]
+    masks = [images.mask_to_tensor(r.mask, width, height) if r.mask else everywhere for r in requests]
+    return torch.cat(pixels).to(model.device), torch.cat(masks).to(model.device)
+
+
+def spread(rows: Tensor, counts: Sequence[int]) -> Tensor:
+    """From one row a request to one row an image."""
+    return rows.repeat_interleave(torch.tensor(counts, device=rows.device), 0)
+
+
+def start_noise(model: Model, requests: Sequence[Request], settings: Settings, rng: Rng) -> Tensor:
+    """Unit noise (B, C, h, w): what the requests bring themselves, else drawn from their seeds."""
+    factor = model.codec.factor
+    shape = (model.codec.channels, settings.height // factor, settings.width // factor)
+    count = sum(request.count for request in requests)
+    given = [request.start_noise for request in requests]
+    drawn = torch.empty(count, *shape, device=model.device)
+    drawn = drawn if all(noise is not None for noise in given) else rng(drawn)
+    rows = drawn.split([request.count for request in requests])
+    for own, row in zip(given, rows, strict=True):
+        if own is not None and own.shape != row.shape:
+            raise InputError(f"the start noise is {tuple(own.shape)}, this request needs {tuple(row.shape)}")
+    return torch.cat([row if own is None else own.to(row) for own, row in zip(given, rows, strict=True)])
