@@ -70,6 +70,14 @@ def test_right_options_are_read() -> None:
     assert parse(Options, "probe", ["--path", "a/b", "--steps", "7", "--json"]) == Options(Path("a/b"), 7, True)
 
 
+@pytest.mark.parametrize("encoding", ["utf-8", "ascii"])
+def test_complaints_come_out_of_their_frames(encoding: str) -> None:
+    environment = {**os.environ, "PYTHONIOENCODING": encoding}
+    args = [*COMMAND, "generate", "--out", "x"]
+    done = subprocess.run(args, env=environment, capture_output=True, text=True, check=False)
+    assert done.stderr == "mezzotint: generate: missing --model PATH. `mezzotint generate --help` says more.\n"
+
+
 def test_a_complaint_without_a_frame_is_kept() -> None:
     assert condense("Something new.\n") == "something new"
 

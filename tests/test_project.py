@@ -89,7 +89,7 @@ def violations(package: Path) -> list[str]:
             root, *rest = target.split(".")
             if root in HOMES and part not in HOMES[root]:
                 found.append(f"{name} imports {target}: only {sorted(HOMES[root]) or 'nobody'} may")
-            if root != package.name or not rest or part in ("", "__main__", rest[0]):
+            if root != package.name or not rest or part in ("", "__main__", rest[0]) or rest[0] == "__version__":
                 continue
             if rest[0] not in {*PLAIN, *LEVELS}:
                 found.append(f"{name} imports {target}: '{rest[0]}' has no place in the architecture")

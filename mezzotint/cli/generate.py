@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from mezzotint.families import Model
+    from mezzotint.generate import Settings
     from mezzotint.request import Request, Result
 
 
@@ -32,7 +33,7 @@ class Options:
     For example, four cells with a crack, then a crack painted into a given cell where the mask is white:
 
         mezzotint generate --model models/solar-cells --label "mono crack" --count 4 --out out/cracks
-        mezzotint generate --model models/solar-cells --label "mono crack" --image cell.png --mask mask.png --out out/cell
+        mezzotint generate --model models/solar-cells --label "mono crack" --image cell.png --mask mask.png --out out/1
     """
 
     prompt: tyro.conf.Positional[tuple[str, ...]] = ()
@@ -87,23 +88,25 @@ def run(options: Options) -> int:
 
     from mezzotint.checkpoints import write_tensors
     from mezzotint.families import load
+    from mezzotint.generate import settle
 
     requests = [request_of(options, prompt) for prompt in options.prompt or ("",)]
     model = load(options.model, device_of(options.device), getattr(torch, options.dtype), options.force)
     records: list[dict[str, Any]] = []
     latents: list[Tensor] = []
     for prompt, request in enumerate(requests):
-        result = generate_with_bar(model, request, quiet=options.json)
+        settings = settle(model, request)
+        made = record_of(model, options, request, settings)
+        result = generate_with_bar(model, request, settings, quiet=options.json)
         latents.append(result.latents.cpu())
         for i, image in enumerate(result.images):
             stem = options.out / f"{prompt * options.count + i:04d}_seed{request.seed + i}"
-            record = record_of(model, options, request, request.seed + i) | {"file": f"{stem.name}.png"}
-            files.write_with(stem.with_suffix(".png"), image.save)
-            record["sha256"] = files.sha256_file(stem.with_suffix(".png"))
+            file = files.write_with(stem.with_suffix(".png"), image.save)
+            record = {"file": file.name, "sha256": files.sha256_file(file), "seed": request.seed + i, **made}
             files.write_json(stem.with_suffix(".json"), record)
             records.append(record)
             if not options.json:
-                print(stem.with_suffix(".png"))
+                print(file)
     if options.save_latents is not None:
         write_tensors(options.save_latents, {"latents": torch.cat(latents)})
     if options.json:
@@ -167,31 +170,36 @@ def noise_from(path: Path) -> Tensor:
     return tensors["noise"] if "noise" in tensors else next(iter(tensors.values()))
 
 
-def generate_with_bar(model: Model, request: Request, *, quiet: bool) -> Result:
+def generate_with_bar(model: Model, request: Request, settings: Settings, *, quiet: bool) -> Result:
     """`generate`, watched by a progress bar that counts its steps."""
     from mezzotint.generate import generate
 
     with console.progress(quiet=quiet) as bars:
-        bar = bars.add_task(request.prompt[:40] or "denoising", total=request.steps)
+        bar = bars.add_task(request.prompt[:40] or "denoising", total=len(settings.path.steps))
         return generate(model, request, watch=lambda index, *_: bars.update(bar, completed=index + 1))
 
 
-def record_of(model: Model, options: Options, request: Request, seed: int) -> dict[str, Any]:
-    """How one image was made: enough to make it again, and to find the weights it came from."""
-    asked = {
-        field.name: getattr(request, field.name)
-        for field in fields(request)
-        if field.name not in ("image", "mask", "start_noise", "count", "seed")
-    }
+def record_of(model: Model, options: Options, request: Request, settings: Settings) -> dict[str, Any]:
+    """How the images of a request were made: enough to make them again, and to find the weights they came from."""
+    chosen = model.contract.sampling
     given = {"image": options.image, "mask": options.mask, "start_noise": options.start_noise}
     return {
-        "seed": seed,
-        **asked,
+        "prompt": request.prompt,
+        "negative": request.negative,
+        "label": request.label,
+        "sampler": request.sampler or chosen.sampler,
+        "steps": request.steps or chosen.steps,
+        "eta": request.eta,
+        "guidance": settings.guidance.scale,
+        "guidance_rescale": settings.guidance.rescale,
+        "size": [settings.width, settings.height],
+        "strength": settings.strength,
         "from": {name: {"path": str(p), "sha256": files.sha256_file(p)} for name, p in given.items() if p},
         "model": {
             "path": str(model.path),
             "weights": model.contract.weights,
-            "overrides": model.contract.lineage.overrides,
+            "licence": model.contract.licence.weights,
+            "overrides": list(model.contract.lineage.overrides),
         },
         "dtype": options.dtype,
         "mezzotint": metadata.version("mezzotint"),

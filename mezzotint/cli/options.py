@@ -57,12 +57,14 @@ def nearest(word: str, valid: Iterable[str]) -> str:
 
 
 def condense(box: str) -> str:
-    """One sentence from the framed complaint of the option parser."""
-    rows = [re.sub(r"\x1b\[[0-9;]*m", "", row)[1:-1].rstrip() for row in box.splitlines() if "│" in row]
-    wanted = [row for row in rows[: next((i for i, row in enumerate(rows) if "───" in row), None)]]
-    if wanted and wanted[0].strip().startswith("Missing from"):
+    """One sentence from the framed complaint of the option parser: what stands between its title and the first rule."""
+    lines = [re.sub(r"\x1b\[[0-9;]*m", "", line) for line in box.splitlines()]
+    rules = [i for i, line in enumerate(lines) if re.fullmatch(r"[│ ]*[─-]{3,}[│ ]*", line)]
+    top = 0 if lines and lines[0].startswith("╭") else rules.pop(0) if rules else -1
+    rows = [line.strip("│").rstrip() for line in lines[top + 1 : rules[0] if rules else None]]
+    if rows and rows[0].strip().startswith("Missing from"):
         # Indented once: a missing option; indented twice: its help, which is left out.
-        names = [row.strip() for row in wanted[1:] if re.match(r" {5}\S", row)]
+        names = [row.strip() for row in rows[1:] if re.match(r" {5,6}\S", row)]
         return f"missing {', '.join(names)}"
-    sentence = (" ".join(row.strip() for row in wanted) or box.strip()).rstrip(".")
+    sentence = " ".join(row.strip() for row in rows).strip().rstrip(".")
     return sentence[:1].lower() + sentence[1:]
