@@ -65,7 +65,7 @@ def test_weights_that_are_not_those_of_the_contract(refused: Refused, model: Pat
     assert "weights" in said and "contract.json" in said and "unet" in said
     assert main(["generate", "--model", str(model), "--out", str(tmp_path / "forced"), "--force"]) == 0
     (record,) = (tmp_path / "forced").glob("*.json")
-    assert "weights" in json.loads(record.read_text())["model"]["overrides"][0]
+    assert "weights" in json.loads(record.read_text())["model"]["lineage"]["overrides"][0]
 
 
 @pytest.mark.parametrize(

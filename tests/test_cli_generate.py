@@ -45,9 +45,19 @@ def test_the_record_leads_back_to_how_an_image_was_made(
     (record,) = json.loads(capsys.readouterr().out)
     assert record == json.loads((out / "0000_seed8.json").read_text())
     assert record["sha256"] == sha256_file(out / record["file"])
-    assert record["from"]["mask"]["sha256"] == sha256_file(tmp_path / "mask.png")
+    assert record["read"]["mask"] == str(tmp_path / "mask.png")
     assert record["model"]["weights"] == load(tiny_folder).contract.weights
-    assert (record["label"], record["seed"]) == (1, 8)
+    assert (record["request"]["label"], record["request"]["sampler"], record["seed"]) == (1, "flow_euler", 8)
+
+
+def test_every_prompt_gets_its_images_and_its_numbers(tiny_folder: Path, tmp_path: Path) -> None:
+    latents = tmp_path / "latents.safetensors"
+    args = ["mono crack", "poly finger", "--count", "2", "--steps", "2", "--save-latents", str(latents)]
+    assert main(["generate", "--model", str(tiny_folder), "--out", str(tmp_path / "out"), *args]) == 0
+    names = sorted(path.name for path in (tmp_path / "out").glob("*.png"))
+    assert names == ["0000_seed0.png", "0001_seed1.png", "0002_seed0.png", "0003_seed1.png"]
+    second = generate(load(tiny_folder), Request(label="poly finger", count=2, steps=2))
+    torch.testing.assert_close(load_file(latents)["latents"][2:], second.latents, rtol=0, atol=0)
 
 
 def test_start_noise_is_used_as_given(tiny_folder: Path, tmp_path: Path) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
-from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -18,9 +17,8 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
-    from mezzotint.families import Model
-    from mezzotint.generate import Settings
-    from mezzotint.request import Request, Result
+    from mezzotint.request import Artifact, Request
+    from mezzotint.sampling import Step
 
 
 @dataclass(frozen=True)
@@ -83,35 +81,49 @@ class Options:
 
 
 def run(options: Options) -> int:
-    """Make and write the images; prints a line each."""
+    """Make the images, write each prompt's when they are done, and print where they are."""
     import torch
 
     from mezzotint.checkpoints import write_tensors
     from mezzotint.families import load
     from mezzotint.generate import settle
+    from mezzotint.pipeline import pipeline
 
     requests = [request_of(options, prompt) for prompt in options.prompt or ("",)]
     model = load(options.model, device_of(options.device), getattr(torch, options.dtype), options.force)
+    steps = [len(settle(model, request).path.steps) for request in requests]
+    given = {"model": options.model, "image": options.image, "mask": options.mask, "start_noise": options.start_noise}
+    read = {name: str(path) for name, path in given.items() if path is not None}
     records: list[dict[str, Any]] = []
     latents: list[Tensor] = []
-    for prompt, request in enumerate(requests):
-        settings = settle(model, request)
-        made = record_of(model, options, request, settings)
-        result = generate_with_bar(model, request, settings, quiet=options.json)
-        latents.append(result.latents.cpu())
-        for i, image in enumerate(result.images):
-            stem = options.out / f"{prompt * options.count + i:04d}_seed{request.seed + i}"
-            file = files.write_with(stem.with_suffix(".png"), image.save)
-            record = {"file": file.name, "sha256": files.sha256_file(file), "seed": request.seed + i, **made}
-            files.write_json(stem.with_suffix(".json"), record)
-            records.append(record)
-            if not options.json:
-                print(file)
+    with console.progress(quiet=options.json) as bars:
+        bar = bars.add_task("denoising", total=sum(steps))
+        for request in requests:
+            states: list[Tensor] = []
+
+            def watch(index: int, step: Step, x: Tensor, history: object, states: list[Tensor] = states) -> None:
+                states[:] = [x]  # after the last step these are the latents
+                bars.advance(bar)
+
+            artifacts = pipeline(model).run(request, watch)
+            latents += states
+            records += [keep(artifact, options.out, len(records) + i, read) for i, artifact in enumerate(artifacts)]
     if options.save_latents is not None:
         write_tensors(options.save_latents, {"latents": torch.cat(latents)})
     if options.json:
         console.print_json(records)
+    else:
+        print("\n".join(str(options.out / record["file"]) for record in records))
     return 0
+
+
+def keep(artifact: Artifact, out: Path, number: int, read: dict[str, str]) -> dict[str, Any]:
+    """Write an image and its record beside it; returns the record, with the file's name and digest and what was read."""
+    name = f"{number:04d}_seed{artifact.record['seed']}"
+    file = files.write_with(out / f"{name}.png", artifact.image.save)
+    record = {"file": file.name, "sha256": files.sha256_file(file), "read": read, **artifact.record}
+    files.write_json(out / f"{name}.json", record)
+    return record
 
 
 def request_of(options: Options, prompt: str) -> Request:
@@ -168,39 +180,3 @@ def noise_from(path: Path) -> Tensor:
     if len(tensors) != 1 and "noise" not in tensors:
         raise InputError(f"{path} holds {len(tensors)} tensors: keep one, or name the start noise 'noise'")
     return tensors["noise"] if "noise" in tensors else next(iter(tensors.values()))
-
-
-def generate_with_bar(model: Model, request: Request, settings: Settings, *, quiet: bool) -> Result:
-    """`generate`, watched by a progress bar that counts its steps."""
-    from mezzotint.generate import generate
-
-    with console.progress(quiet=quiet) as bars:
-        bar = bars.add_task(request.prompt[:40] or "denoising", total=len(settings.path.steps))
-        return generate(model, request, watch=lambda index, *_: bars.update(bar, completed=index + 1))
-
-
-def record_of(model: Model, options: Options, request: Request, settings: Settings) -> dict[str, Any]:
-    """How the images of a request were made: enough to make them again, and to find the weights they came from."""
-    chosen = model.contract.sampling
-    given = {"image": options.image, "mask": options.mask, "start_noise": options.start_noise}
-    return {
-        "prompt": request.prompt,
-        "negative": request.negative,
-        "label": request.label,
-        "sampler": request.sampler or chosen.sampler,
-        "steps": request.steps or chosen.steps,
-        "eta": request.eta,
-        "guidance": settings.guidance.scale,
-        "guidance_rescale": settings.guidance.rescale,
-        "size": [settings.width, settings.height],
-        "strength": settings.strength,
-        "from": {name: {"path": str(p), "sha256": files.sha256_file(p)} for name, p in given.items() if p},
-        "model": {
-            "path": str(model.path),
-            "weights": model.contract.weights,
-            "licence": model.contract.licence.weights,
-            "overrides": list(model.contract.lineage.overrides),
-        },
-        "dtype": options.dtype,
-        "mezzotint": metadata.version("mezzotint"),
-    }
