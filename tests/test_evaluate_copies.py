@@ -97,7 +97,7 @@ def test_reference_is_kept_and_computed_anew_when_the_images_change(tmp_path: Pa
     calls: list[int] = []
 
     def again() -> reference.Reference:
-        return reference.reference(tmp_path / "train", SIDE, SIDE, kept, lambda done, all: calls.append(done))
+        return reference.reference(tmp_path / "train", SIDE, SIDE, None, kept, lambda done, all: calls.append(done))
 
     first, second = again(), again()
     assert calls == [5] and second.digest == first.digest

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +18,7 @@ from mezzotint.backbones.features import Features
 from mezzotint.errors import InputError
 from mezzotint.evaluate.copies import Pixels
 
+FILE = "reference.safetensors"  # beside a model: thumbprints of its training images
 KIND = f"EfficientNet-Lite0 block {features.BLOCK}, {features.GRID}x{features.GRID} fields"
 
 
@@ -36,26 +38,34 @@ def grey(paths: Sequence[Path], width: int, height: int) -> Pixels:
     return np.stack([((t + 1) * 127.5).round().byte().numpy() for t in tensors])
 
 
-def digest(paths: Sequence[Path]) -> str:
-    """The SHA-256 of a set of images: names, contents, order."""
-    return files.sha256_json([(path.name, files.sha256_file(path)) for path in paths])
+def digest(names: Sequence[str], pixels: Pixels) -> str:
+    """The SHA-256 of a set of images: names and pixels, in order; how the files are packed does not matter."""
+    return hashlib.sha256(files.sha256_json([*names]).encode() + pixels.tobytes()).hexdigest()
 
 
 def reference(
-    folder: Path, width: int, height: int, kept: Path | None = None, watch: Callable[[int, int], None] | None = None
+    folder: Path,
+    width: int,
+    height: int,
+    shipped: Path | None = None,
+    kept: Path | None = None,
+    watch: Callable[[int, int], None] | None = None,
 ) -> Reference:
-    """The reference of a folder of training images; thumbprints are taken from the file `kept` where it fits.
+    """The reference of a folder of training images; thumbprints come from the file `shipped` or `kept` that fits.
 
-    A file that speaks of other images, another size or another feature is not used, and not an error.
+    Where none fits they are computed, and written to `kept`. A file that speaks of other images, another size or
+    another feature is not used, and not an error.
     """
     paths = images.find(folder)
-    name = digest(paths)
-    prints = read(kept, name, width, height) if kept is not None and kept.is_file() else None
-    if prints is None:
-        prints = features.of_images(paths, width, height, watch)[1]
-        if kept is not None:
-            write(kept, prints, name, width, height)
-    return Reference(name, tuple(path.name for path in paths), prints, grey(paths, width, height))
+    names, pixels = tuple(path.name for path in paths), grey(paths, width, height)
+    name = digest(names, pixels)
+    for file in (shipped, kept):
+        if file is not None and file.is_file() and (prints := read(file, name, width, height)) is not None:
+            return Reference(name, names, prints, pixels)
+    prints = features.of_images(paths, width, height, watch)[1]
+    if kept is not None:
+        write(kept, prints, name, width, height)
+    return Reference(name, names, prints, pixels)
 
 
 def write(path: Path, prints: Features, digest: str, width: int, height: int) -> Path:
