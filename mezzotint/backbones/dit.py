@@ -15,7 +15,7 @@ from mezzotint.backbones.unet import needed
 from mezzotint.conditioning import Conditioning
 from mezzotint.errors import InputError
 from mezzotint.layers.attention import Attention
-from mezzotint.layers.config import read_config
+from mezzotint.layers.config import one_of, read_config
 from mezzotint.layers.embedding import TimestepEmbedding, sinusoid
 from mezzotint.layers.transformer import FeedForward, GeluLinear
 
@@ -130,8 +130,7 @@ class DiT(nn.Module):
 
     def __init__(self, config: DiTConfig) -> None:
         super().__init__()
-        if config.activation_fn not in APPROXIMATION:
-            raise InputError(f"'activation_fn' = {config.activation_fn!r} cannot be built; {list(APPROXIMATION)} can")
+        one_of("activation_fn", config.activation_fn, tuple(APPROXIMATION))
         if config.channels % 4:
             raise InputError(f"a DiT needs a width divisible by 4; heads x head_dim = {config.channels}")
         self.config = config

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mezzotint.backbones.unet_config import ConditionalUNetConfig, UNetConfig, at_mid
+from mezzotint.backbones.unet_config import ConditionalUNetConfig, UNetConfig
 from mezzotint.conditioning import Conditioning
 from mezzotint.layers.embedding import TimestepEmbedding, sinusoid
 from mezzotint.layers.resnet import silu_owned
@@ -36,7 +36,7 @@ class UNet(nn.Module):
             self.down_blocks.append(DownStage(channels, stage, plan.common, shrink=level < last))
             skips += [stage.channels] * (stage.layers + (level < last))
             channels = stage.channels
-        self.mid_block = None if plan.mid is None else MidStage(plan.mid, at_mid(plan))
+        self.mid_block = None if plan.mid is None else MidStage(plan.mid, plan.mid_common)
         for level, stage in enumerate(plan.up):
             taken = [skips.pop() for _ in range(stage.layers)]
             self.up_blocks.append(UpStage(channels, taken, stage, plan.common, grow=level < last))

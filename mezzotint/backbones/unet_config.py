@@ -1,27 +1,16 @@
-"""The two published configurations of the U-Net, and the one plan both come down to."""
+"""The two published configurations of the U-Net; both come down to one plan."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass
 
+from mezzotint.backbones.unet_plan import Plan, attention_of, divides, heads_of, per_level
 from mezzotint.errors import InputError
-from mezzotint.layers.config import read_config
+from mezzotint.layers.config import one_of, read_config
 from mezzotint.layers.stages import Attend, Common, Stage
 
-ATTENDS = {"": Attend.NONE, "Resnet": Attend.NONE, "Attn": Attend.PIXELS, "CrossAttn": Attend.TEXT}
 ACTIVATIONS = ("silu", "swish")
-
-
-@dataclass(frozen=True, slots=True)
-class Plan:
-    """What a U-Net is built from, whichever file described it."""
-
-    common: Common
-    down: tuple[Stage, ...]
-    mid: Stage | None
-    mid_scale: float
-    up: tuple[Stage, ...]  # deepest first
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,15 +52,15 @@ class UNetConfig:
     def plan(self) -> Plan:
         """One stage for each block type: where attention stands, how resolution changes, how many heads."""
         scale_shift = _check_shared(self)
-        _one_of("class_embed_type", self.class_embed_type, (None, "timestep", "identity"))
-        _one_of("mid_block_type", self.mid_block_type, (None, "UNetMidBlock2D"))
-        _one_of("downsample_type", self.downsample_type, ("conv", "resnet"))
-        _one_of("upsample_type", self.upsample_type, ("conv", "resnet"))
+        one_of("class_embed_type", self.class_embed_type, (None, "timestep", "identity"))
+        one_of("mid_block_type", self.mid_block_type, (None, "UNetMidBlock2D"))
+        one_of("downsample_type", self.downsample_type, ("conv", "resnet"))
+        one_of("upsample_type", self.upsample_type, ("conv", "resnet"))
 
         def stage(block_type: str, suffix: str, channels: int, layers: int, resample_type: str) -> Stage:
-            attend = _attend(block_type, suffix, ("", "Resnet", "Attn"))
+            attend = attention_of(block_type, suffix, ("", "Resnet", "Attn"))
             residual = block_type.startswith("Resnet") or (attend is Attend.PIXELS and resample_type == "resnet")
-            heads = _heads(channels, self.attention_head_dim) if attend is Attend.PIXELS else 1
+            heads = heads_of(channels, self.attention_head_dim) if attend is Attend.PIXELS else 1
             return Stage(channels, layers, attend, heads, 1, self.norm_num_groups, residual)
 
         deepest = self.block_out_channels[-1]
@@ -80,7 +69,7 @@ class UNetConfig:
             inherited = None if scale_shift else self.norm_num_groups  # the published rule, odd as it is
             groups = inherited if self.attn_norm_num_groups is None else self.attn_norm_num_groups
             attend = Attend.PIXELS if self.add_attention else Attend.NONE
-            heads = _heads(deepest, self.attention_head_dim) if self.add_attention else 1
+            heads = heads_of(deepest, self.attention_head_dim) if self.add_attention else 1
             mid = Stage(deepest, 1, attend, heads, 1, groups)
         common = Common(
             time_channels=self.time_embedding_dim or 4 * self.block_out_channels[0],
@@ -148,28 +137,28 @@ class ConditionalUNetConfig:
     def plan(self) -> Plan:
         """One stage for each block type in the lists; text is read where the type says CrossAttn."""
         scale_shift = _check_shared(self)
-        _one_of("class_embed_type", self.class_embed_type, (None, "timestep", "identity", "projection"))
-        _one_of("addition_embed_type", self.addition_embed_type, (None, "text_time"))
-        _one_of("mid_block_type", self.mid_block_type, (None, "UNetMidBlock2D", "UNetMidBlock2DCrossAttn"))
+        one_of("class_embed_type", self.class_embed_type, (None, "timestep", "identity", "projection"))
+        one_of("addition_embed_type", self.addition_embed_type, (None, "text_time"))
+        one_of("mid_block_type", self.mid_block_type, (None, "UNetMidBlock2D", "UNetMidBlock2DCrossAttn"))
         for needed in ("addition_time_embed_dim", "projection_class_embeddings_input_dim"):
             if self.addition_embed_type and getattr(self, needed) is None:
                 raise InputError(f"'addition_embed_type' = 'text_time' needs '{needed}'")
         count = len(self.block_out_channels)
-        layers = _per_level("layers_per_block", self.layers_per_block, count)
-        heads = _per_level("attention_head_dim", self.attention_head_dim, count)
-        depth = _per_level("transformer_layers_per_block", self.transformer_layers_per_block, count)
+        layers = per_level("layers_per_block", self.layers_per_block, count)
+        heads = per_level("attention_head_dim", self.attention_head_dim, count)
+        depth = per_level("transformer_layers_per_block", self.transformer_layers_per_block, count)
 
         def stage(block_type: str, suffix: str, level: int, extra: int) -> Stage:
             channels = self.block_out_channels[level]
-            attend = _attend(block_type, suffix, ("", "Resnet", "CrossAttn"))
+            attend = attention_of(block_type, suffix, ("", "Resnet", "CrossAttn"))
             if attend is Attend.TEXT:
-                _divides(channels, heads[level])
+                divides(channels, heads[level])
             resample = block_type.startswith("Resnet")
             return Stage(channels, layers[level] + extra, attend, heads[level], depth[level], None, resample)
 
         mid = None
         if self.mid_block_type == "UNetMidBlock2DCrossAttn":
-            _divides(self.block_out_channels[-1], heads[-1])
+            divides(self.block_out_channels[-1], heads[-1])
             mid = Stage(self.block_out_channels[-1], 1, Attend.TEXT, heads[-1], depth[-1])
         elif self.mid_block_type == "UNetMidBlock2D":
             mid = Stage(self.block_out_channels[-1], 0)
@@ -211,11 +200,6 @@ CONDITIONAL_FIXED: dict[str, object] = {
 }
 
 
-def at_mid(plan: Plan) -> Common:
-    """The middle block may divide its output; everything else is shared."""
-    return replace(plan.common, output_scale=float(plan.mid_scale))
-
-
 def _check_shared(config: UNetConfig | ConditionalUNetConfig) -> bool:
     """Refuse what neither file kind may say; True when the time embedding scales as well as shifts."""
     count = len(config.block_out_channels)
@@ -225,41 +209,7 @@ def _check_shared(config: UNetConfig | ConditionalUNetConfig) -> bool:
     for channels in config.block_out_channels:
         if channels % config.norm_num_groups:
             raise InputError(f"'norm_num_groups' = {config.norm_num_groups} does not divide {channels} channels")
-    _one_of("act_fn", config.act_fn, ACTIVATIONS)
-    _one_of("downsample_padding", config.downsample_padding, (0, 1))
-    _one_of("resnet_time_scale_shift", config.resnet_time_scale_shift, ("default", "scale_shift"))
+    one_of("act_fn", config.act_fn, ACTIVATIONS)
+    one_of("downsample_padding", config.downsample_padding, (0, 1))
+    one_of("resnet_time_scale_shift", config.resnet_time_scale_shift, ("default", "scale_shift"))
     return config.resnet_time_scale_shift == "scale_shift"
-
-
-def _attend(block_type: str, suffix: str, allowed: Sequence[str]) -> Attend:
-    """The attention that a block type such as 'AttnDownBlock2D' names."""
-    # "ResnetDownsampleBlock2D" is spelled apart from its siblings
-    plain = block_type.replace("DownsampleBlock2D", "DownBlock2D").replace("UpsampleBlock2D", "UpBlock2D")
-    prefix = plain.removesuffix(suffix)
-    if plain == prefix or prefix not in allowed:
-        raise InputError(f"the block type '{block_type}' cannot be built here")
-    return ATTENDS[prefix]
-
-
-def _heads(channels: int, head_dim: int | None) -> int:
-    if head_dim is None:
-        return 1
-    _divides(channels, head_dim)
-    return channels // head_dim
-
-
-def _divides(channels: int, part: int) -> None:
-    if part <= 0 or channels % part:
-        raise InputError(f"'attention_head_dim' = {part} does not divide {channels} channels")
-
-
-def _per_level(name: str, value: int | tuple[int, ...], count: int) -> tuple[int, ...]:
-    values = (value,) * count if isinstance(value, int) else value
-    if len(values) != count:
-        raise InputError(f"'{name}' has {len(values)} entries for {count} levels")
-    return values
-
-
-def _one_of(name: str, value: object, allowed: Sequence[object]) -> None:
-    if value not in allowed:
-        raise InputError(f"'{name}' = {value!r} cannot be built; one of {', '.join(map(repr, allowed))} can")

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from torch import Tensor, nn
 
 from mezzotint.errors import InputError
-from mezzotint.layers.config import read_config
+from mezzotint.layers.config import one_of, read_config
 from mezzotint.layers.resnet import Downsample, Upsample, silu_owned
 from mezzotint.layers.stages import Attend, Common, MidStage, Stage
 
@@ -133,8 +133,7 @@ class KLVAE(nn.Module):
         ):
             if any(kind != built for kind in types) or len(types) != len(config.block_out_channels):
                 raise InputError(f"'{name}' = {types} cannot be built: '{built}' for every level can")
-        if config.act_fn not in ("silu", "swish"):
-            raise InputError(f"'act_fn' = {config.act_fn!r} cannot be built; 'silu' can")
+        one_of("act_fn", config.act_fn, ("silu", "swish"))
         self.config = config
         self.factor = 2 ** (len(config.block_out_channels) - 1)  # how many pixels a latent pixel spans
         self.latent_channels, self.pixel_channels = config.latent_channels, config.in_channels

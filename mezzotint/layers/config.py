@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, fields
 from typing import TYPE_CHECKING, TypeVar, cast
 
@@ -41,6 +41,12 @@ def read_config(kind: type[Config], data: Mapping[str, object], fixed: Mapping[s
 def write_config(config: DataclassInstance, class_name: str) -> dict[str, object]:
     """The config.json of a network: the dataclass as plain data with the published class name in front."""
     return {"_class_name": class_name, **{key: _listed(value) for key, value in asdict(config).items()}}
+
+
+def one_of(name: str, value: object, allowed: Sequence[object]) -> None:
+    """Refuse a value of the option `name` that is not among those that can be built."""
+    if value not in allowed:
+        raise InputError(f"'{name}' = {value!r} cannot be built; {', '.join(map(repr, allowed))} can")
 
 
 def _plain(value: object) -> object:
