@@ -170,3 +170,70 @@ def test_a_disk_that_is_full(tiny_folder: Path, tmp_path: Path) -> None:
 def model(tiny_folder: Path, tmp_path: Path) -> Path:
     """A copy of the tiny model that a test may break."""
     return Path(shutil.copytree(tiny_folder, tmp_path / "model"))
+
+
+RECIPE = """
+method = "full"
+steps = 1
+batch = 1
+[data]
+folder = "{data}"
+size = [32, 32]
+channels = 1
+[backbone]
+name = "unet"
+[process]
+prediction = "flow"
+[process.schedule]
+kind = "rectified_flow"
+"""
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (lambda text: text.replace("steps = 1", "stepz = 1"), "steps"),
+        (lambda text: text.replace('folder = "{data}"', 'foldr = "{data}"'), "data.folder"),
+        (lambda text: text.replace('"full"', '"fool"'), "full"),
+        (lambda text: text.replace('"full"', '"lora"'), "not available"),
+        (lambda text: text.replace("batch = 1", "batch = 0"), "batch"),
+        (lambda text: text.replace("batch = 1", "batch = one"), "not valid TOML"),
+        (lambda text: text.replace('"flow"', '"flwo"'), "flow"),
+        (lambda text: text, "metadata.jsonl"),  # the data folder is empty
+        (lambda text: text.replace("{data}", "{data}/absent"), "absent"),
+    ],
+)
+def test_recipes_that_cannot_be_followed(
+    change: Callable[[str], str], said: str, refused: Refused, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "data").mkdir()
+    (tmp_path / "my.toml").write_text(change(RECIPE).format(data=tmp_path / "data"))
+    assert said in refused("train", "my.toml")
+
+
+def test_recipes_that_cannot_be_read(refused: Refused, tmp_path: Path) -> None:
+    assert "absent.toml" in refused("train", tmp_path / "absent.toml")
+    (tmp_path / "my.toml").write_text(RECIPE)
+    assert "nonsense" in refused("train", tmp_path / "my.toml", "--set", "nonsense")
+    (tmp_path / "my.toml").write_bytes(b"\xff\xfe\x00")
+    assert "my.toml" in refused("train", tmp_path / "my.toml")
+
+
+def test_synthesis_without_what_it_needs(refused: Refused, tiny_folder: Path, tmp_path: Path) -> None:
+    def ask(good: str, *args: object) -> str:
+        return refused("synth", "--model", tiny_folder, "--good", tmp_path / good, "--out", tmp_path / "out", *args)
+
+    for folder in ("empty", "good", "broken"):
+        (tmp_path / folder).mkdir()
+    Image.new("L", (32, 32), 128).save(tmp_path / "good" / "1.png")
+    (tmp_path / "broken" / "1.png").write_bytes(b"no image at all")
+    assert "--good" in refused("synth", "--model", tiny_folder, "--out", tmp_path / "out")
+    assert "absent" in ask("absent")
+    assert "empty" in ask("empty")
+    assert "broken" in ask("broken")
+    assert "empty" in ask("good", "--defects", tmp_path / "empty")
+    assert "crack" in ask("good", "--kinds", "crakc", "--type", "mono")
+    assert "count" in ask("good", "--count", "0")
+    assert "absent" in refused("synth", "--model", tmp_path / "absent", "--good", tmp_path / "good", "--out", "out")
+    assert not (tmp_path / "out").exists()

@@ -118,7 +118,7 @@ def run(options: Options) -> int:
 
 
 def keep(artifact: Artifact, out: Path, number: int, read: dict[str, str]) -> dict[str, Any]:
-    """Write an image and its record beside it; returns the record, with the file's name and digest and what was read."""
+    """Write an image and its record beside it; returns the record, with the file's digest and what was read."""
     name = f"{number:04d}_seed{artifact.record['seed']}"
     file = files.write_with(out / f"{name}.png", artifact.image.save)
     record = {"file": file.name, "sha256": files.sha256_file(file), "read": read, **artifact.record}
