@@ -63,7 +63,11 @@ def plot(folder: Path) -> list[Path]:
         "validation": [key for key in _keys(records) if key.startswith("validation")],
         "rate": ["rate"],
     }
-    return [_draw(folder / "plots" / f"{name}.png", name, keys, records) for name, keys in groups.items() if keys]
+    return [
+        _draw(folder / "plots" / f"{name}.png", name, keys, records)
+        for name, keys in groups.items()
+        if any(key in record for key in keys for record in records)
+    ]
 
 
 def _keys(records: list[Record]) -> list[str]:
@@ -78,7 +82,7 @@ def _draw(path: Path, title: str, keys: list[str], records: list[Record]) -> Pat
     axes = figure.add_subplot()
     for key in keys:
         points = [(record["step"], record[key]) for record in records if key in record]
-        axes.plot(*zip(*points, strict=True), label=key, linewidth=1) if points else None
+        axes.plot(*zip(*points, strict=True), label=key, linewidth=1)
     if any(record[key] > 0 for record in records for key in keys if key in record):
         axes.set_yscale("log")
     axes.set(xlabel="step", title=title)

@@ -17,6 +17,7 @@ from mezzotint.codec import Codec
 from mezzotint.codec.pixels import Pixels, PixelsConfig
 from mezzotint.conditioning import Conditioning
 from mezzotint.errors import InputError
+from mezzotint.families.native import AUTOENCODERS
 from mezzotint.process import Process, RectifiedFlow
 from mezzotint.text import TextEncoder
 from mezzotint.training.codecs import read_codec
@@ -28,6 +29,7 @@ BACKBONES = {
     "text_unet": ("mezzotint.backbones.unet", "UNet", "mezzotint.backbones.unet_config", "ConditionalUNetConfig"),
     "dit": ("mezzotint.backbones.dit", "DiT", "mezzotint.backbones.dit", "DiTConfig"),
 }
+AUTOENCODER_NAMES = {"kl_vae": "AutoencoderKL", "patch_pca": "PatchPCA"}  # recipe name -> published class name
 
 
 def process(recipe: Recipe) -> Process:
@@ -45,6 +47,26 @@ def codec(recipe: Recipe) -> tuple[Codec, Path]:
     if found.pixel_channels != recipe.data.channels:
         raise InputError(f"data.channels is {recipe.data.channels}, the codec {where} reads {found.pixel_channels}.")
     return found, where
+
+
+def autoencoder(recipe: Recipe) -> nn.Module:
+    """The autoencoder that the vae method trains: a fresh one, or that of a folder."""
+    plan = recipe.vae
+    if plan is None:
+        raise InputError("the recipe needs a [vae] table")
+    if plan.start:
+        found, where = read_codec(Path(plan.start))
+        if found.pixel_channels != recipe.data.channels:
+            raise InputError(f"data.channels is {recipe.data.channels}, {where} reads {found.pixel_channels}.")
+        return found.autoencoder.train().requires_grad_(True)
+    name = AUTOENCODER_NAMES.get(plan.name)
+    if name is None:
+        near = difflib.get_close_matches(plan.name, AUTOENCODER_NAMES, n=1, cutoff=0.0)[0]
+        raise InputError(f"unknown autoencoder '{plan.name}': did you mean '{near}'?")
+    part = AUTOENCODERS[name]
+    known = {f.name for f in fields(part.config)}
+    implied = {key: recipe.data.channels for key in ("in_channels", "out_channels", "pixel_channels") if key in known}
+    return part.network(_config(part.config, {**implied, **plan.config}, "vae.config"))
 
 
 def times(under: Process, share: Tensor) -> Tensor:
@@ -89,15 +111,15 @@ def backbone(recipe: Recipe, codec: Codec, text: TextEncoder | None) -> nn.Modul
             settings[key] = value
     if "sample_size" in known:
         settings.setdefault("sample_size", recipe.data.size[1] // codec.factor)
-    built: nn.Module = getattr(import_module(module), network)(_config(kind, settings))
+    built: nn.Module = getattr(import_module(module), network)(_config(kind, settings, "backbone.config"))
     return initialise(built)
 
 
-def _config(kind: Any, settings: dict[str, Any]) -> Any:
+def _config(kind: Any, settings: dict[str, Any], where: str) -> Any:
     try:
         return kind.from_config(settings)
     except (TypeError, ValueError, InputError) as error:
-        raise InputError(f"backbone.config: {error}") from error
+        raise InputError(f"{where}: {error}") from error
 
 
 def text(recipe: Recipe) -> TextEncoder | None:
