@@ -20,7 +20,12 @@ VERSION = 1
 
 
 def _read_process(value: Any) -> Process:
-    return value if isinstance(value, Process) else Process.from_dict(value)
+    if isinstance(value, Process):
+        return value
+    try:
+        return Process.from_dict(value)
+    except TypeError as error:
+        raise ValueError(f"not a process: {error}") from error
 
 
 def _write_process(process: Process) -> dict[str, Any]:
@@ -231,8 +236,10 @@ def _differences(name: str, ours: Any, theirs: Any) -> list[tuple[str, str, str]
 
 
 def _short(value: Any) -> str:
+    if isinstance(value, str):
+        return repr(value if len(value) <= 40 else f"{value[:12]}...")  # a digest
     text = repr(value)
-    return text if len(text) <= 60 else f"{text[:40]}... ({len(text)} characters)"
+    return text if len(text) <= 80 else f"{text[:60]}... ({len(text)} characters)"
 
 
 def _explain(error: ValidationError) -> str:
