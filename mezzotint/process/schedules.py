@@ -36,6 +36,13 @@ class Discrete:
     timesteps: int = 1000
     zero_terminal_snr: bool = False
 
+    def __post_init__(self) -> None:
+        if not (0.0 <= self.beta_start < self.beta_end < 1.0 and self.timesteps >= 2):
+            raise InputError(
+                f"a schedule cannot have {self.timesteps} timesteps and beta {self.beta_start:g}..{self.beta_end:g}: "
+                "use at least 2 timesteps and 0 <= beta_start < beta_end < 1"
+            )
+
     @property
     def clock(self) -> float:
         return float(self.timesteps)
@@ -80,7 +87,7 @@ class RectifiedFlow:
 
     `shift` bends the levels of a path, s' = shift s / (1 + (shift - 1) s) (Esser 2024, eq. 23). `mu` names a rule that
     sets shift = exp(mu) from the number of image tokens instead. `low_end` says where the n levels end before the
-    shift: `even` at 1/n, `once` at 1/clock, `twice` at 1/clock shifted already, so shifted twice (SD 3.5's own code and
+    shift: `even` at 1/n, `once` at 1/1000, `twice` at 1/1000 shifted already, so shifted twice (SD 3.5's own code and
     FlowMatchEuler; same at shift 1).
     """
 
@@ -88,6 +95,10 @@ class RectifiedFlow:
     low_end: LowEnd = "twice"
     mu: MuRule = "none"
     clock: float = 1000.0
+
+    def __post_init__(self) -> None:
+        if not (self.shift > 0.0 and self.clock > 0.0):
+            raise InputError(f"a flow's shift ({self.shift:g}) and clock ({self.clock:g}) must be above 0")
 
     @property
     def name(self) -> str:
@@ -191,9 +202,7 @@ def _alpha_bar(schedule: Discrete) -> tuple[float, ...]:
 
 @lru_cache(maxsize=32)
 def _ratios(schedule: Discrete) -> tuple[float, ...]:
-    return tuple(
-        min(LARGEST_RATIO, math.sqrt((1.0 - a) / a)) if a > 0.0 else LARGEST_RATIO for a in _alpha_bar(schedule)
-    )
+    return tuple(math.sqrt((1.0 - a) / a) if a > 0.0 else LARGEST_RATIO for a in _alpha_bar(schedule))
 
 
 def _betas(schedule: Discrete) -> Tensor:

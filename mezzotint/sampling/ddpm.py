@@ -6,10 +6,10 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from mezzotint.process import Process
+from mezzotint.process import CLEAN, Process
 from mezzotint.sampling.gaussian import transition
 from mezzotint.sampling.path import Denoise, Moment, Path, Rng, Step, entered
-from mezzotint.sampling.spacing import LEADING, WHOLE, Spacing, chosen, final, levels, paired
+from mezzotint.sampling.spacing import LEADING, WHOLE, Spacing, chosen, levels, paired
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,7 +24,7 @@ class DDPM:
     spacing: Spacing = LEADING
 
     def path(self, process: Process, steps: int, start: int = 0, tokens: int | None = None) -> Path:
-        return entered(paired(levels(process, steps, self.spacing, WHOLE, tokens), final(process, "clean")), start)
+        return entered(paired(levels(process, steps, self.spacing, WHOLE, tokens), CLEAN), start)
 
     def step(self, denoise: Denoise, x: Tensor, step: Step, history: list[Moment], rng: Rng) -> Tensor:
         estimate = denoise(x, step.now)

@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from mezzotint.errors import InputError
-from mezzotint.process import Process, RectifiedFlow
+from mezzotint.process import CLEAN, Process, RectifiedFlow
 from mezzotint.sampling.gaussian import transition
 from mezzotint.sampling.path import Denoise, Moment, Path, Rng, Step, entered
-from mezzotint.sampling.spacing import FRACTIONAL, LINSPACE, Spacing, final, levels, paired
+from mezzotint.sampling.spacing import FRACTIONAL, LINSPACE, Spacing, levels, paired
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,12 +23,11 @@ class Euler:
 
     eta: float = 0.0
     spacing: Spacing = LINSPACE
-    last: str = "clean"
 
     def path(self, process: Process, steps: int, start: int = 0, tokens: int | None = None) -> Path:
         visited = levels(process, steps, self.spacing, FRACTIONAL, tokens)
         scale = 1.0 if self.spacing.rule == "leading" else visited[0].sigma
-        return entered(paired(visited, final(process, self.last)), start, scale)
+        return entered(paired(visited, CLEAN), start, scale)
 
     def step(self, denoise: Denoise, x: Tensor, step: Step, history: list[Moment], rng: Rng) -> Tensor:
         estimate = denoise(x, step.now)

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from mezzotint.process import Level, Process
+from mezzotint.process import CLEAN, Level, Process
 from mezzotint.sampling.path import Denoise, Moment, Path, Rng, Step, entered
-from mezzotint.sampling.spacing import FRACTIONAL, LINSPACE, Spacing, final, levels, paired
+from mezzotint.sampling.spacing import FRACTIONAL, LINSPACE, Spacing, levels, paired
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,7 +25,7 @@ class Heun:
     def path(self, process: Process, steps: int, start: int = 0, tokens: int | None = None) -> Path:
         visited = levels(process, steps, self.spacing, FRACTIONAL, tokens)
         scale = 1.0 if self.spacing.rule == "leading" else visited[0].sigma
-        return entered(paired(visited, final(process, "clean")), start, scale)
+        return entered(paired(visited, CLEAN), start, scale)
 
     def step(self, denoise: Denoise, x: Tensor, step: Step, history: list[Moment], rng: Rng) -> Tensor:
         now, next = step.now, step.next

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from mezzotint.errors import InputError
-from mezzotint.process import Process, RectifiedFlow
+from mezzotint.process import CLEAN, Process, RectifiedFlow
 from mezzotint.sampling.path import Denoise, Moment, Path, Rng, Step, entered
-from mezzotint.sampling.spacing import LEADING, WHOLE, distilled, final, levels, paired
+from mezzotint.sampling.spacing import LEADING, WHOLE, distilled, levels, paired
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,15 +26,13 @@ class LCM:
     sigma_data: float = 0.5
 
     def path(self, process: Process, steps: int, start: int = 0, tokens: int | None = None) -> Path:
-        if steps > self.original_steps:
-            raise InputError(
-                f"sampler 'lcm' was distilled on {self.original_steps} steps and cannot take {steps}: use fewer"
-            )
+        if not 1 <= steps <= self.original_steps:
+            raise InputError(f"sampler 'lcm' cannot take {steps} steps: use 1 to {self.original_steps}, as distilled")
         if isinstance(process.schedule, RectifiedFlow):
             visited = levels(process, steps, LEADING, WHOLE, tokens)
         else:
             visited = [process.level(t) for t in distilled(process.schedule.timesteps, steps, self.original_steps)]
-        return entered(paired(visited, final(process, "clean")), start)
+        return entered(paired(visited, CLEAN), start)
 
     def step(self, denoise: Denoise, x: Tensor, step: Step, history: list[Moment], rng: Rng) -> Tensor:
         s, d = self.timestep_scaling * step.now.t, self.sigma_data

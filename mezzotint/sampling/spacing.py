@@ -42,6 +42,7 @@ Rule = Callable[[int, int, int], list[float]]  # (total, steps, offset) -> times
 Grid = Callable[[RectifiedFlow, int, int | None], list[float]]  # (schedule, steps, tokens) -> sigmas
 Clock = Callable[[float, Discrete, str], float]  # (fractional timestep, schedule, ramp) -> what the network is told
 
+LOWEST = 1.0 / 1000.0  # the least noise a flow is trained on, in the reference's thousand steps
 NUDGE = 17 * 2.0**-24  # 1e-6 as float32 leaves it of 1 - 1e-6
 
 
@@ -105,28 +106,27 @@ RAMPS: dict[str, Callable[[float, float, int], list[float]]] = {"karras": karras
 
 
 def flow_grid(schedule: RectifiedFlow, steps: int, tokens: int | None = None) -> list[float]:
-    """From pure noise down to 1/n (`even`), 1/clock (`once`) or the shifted 1/clock (`twice`), then shifted."""
+    """From pure noise down to 1/n (`even`), 1/1000 (`once`) or the shifted 1/1000 (`twice`), then shifted."""
     shift = schedule.shift_for(steps, tokens)
-    lowest = 1.0 / schedule.clock
-    low = {"even": 1.0 / steps, "once": lowest, "twice": shifted(lowest, shift)}[schedule.low_end]
+    low = {"even": 1.0 / steps, "once": LOWEST, "twice": shifted(LOWEST, shift)}[schedule.low_end]
     return [shifted(s, shift) for s in _between(1.0, low, steps)]
 
 
 def flow_grid_below_one(schedule: RectifiedFlow, steps: int, tokens: int | None = None) -> list[float]:
-    """DPM-Solver++: one more interval from 1 - 1/clock to 0, the 0 dropped; so it starts beneath pure noise."""
+    """DPM-Solver++: one more interval from 0.999 to 0, the 0 dropped; so it starts beneath pure noise."""
     if schedule.low_end == "even":
         return flow_grid(schedule, steps, tokens)
     shift = schedule.shift_for(steps, tokens)
-    return [shifted(s, shift) for s in _between(1.0 - 1.0 / schedule.clock, 0.0, steps + 1)[:-1]]
+    return [shifted(s, shift) for s in _between(1.0 - LOWEST, 0.0, steps + 1)[:-1]]
 
 
 def flow_grid_nudged(schedule: RectifiedFlow, steps: int, tokens: int | None = None) -> list[float]:
-    """UniPC: one more interval from 1 to 1/clock, its end dropped; starts 1e-6 below 1, where the log-SNR is finite."""
+    """UniPC: one more interval from 1 to 1/1000, its end dropped; starts 1e-6 below 1, where the log-SNR is finite."""
     if schedule.low_end == "even":
         grid = flow_grid(schedule, steps, tokens)
     else:
         shift = schedule.shift_for(steps, tokens)
-        grid = [shifted(s, shift) for s in _between(1.0, 1.0 / schedule.clock, steps + 1)[:-1]]
+        grid = [shifted(s, shift) for s in _between(1.0, LOWEST, steps + 1)[:-1]]
     return [min(s, 1.0 - NUDGE) for s in grid]
 
 
@@ -168,7 +168,7 @@ class Habit:
     """How a kind of sampler reads a Spacing.
 
     `whole_table`: a ramp runs over the whole table, not between the rule's own ends; `whole_clock`: on a flow, too, the
-    network is told a whole number.
+    network is told whole thousandths.
     """
 
     rules: dict[str, Rule]
@@ -188,15 +188,15 @@ UNIPC = Habit(MULTISTEP_RULES, flow_grid_nudged, unipc_clock, whole_table=True, 
 def levels(process: Process, steps: int, spacing: Spacing, habit: Habit, tokens: int | None = None) -> Levels:
     """The levels a path of `steps` steps visits, noisiest first. A flow keeps its own grid and obeys the ramp alone."""
     schedule = process.schedule
-    most = int(schedule.clock)
-    if not 1 <= steps <= most:
-        raise InputError(f"{steps} steps cannot be placed on a clock of {most}: use 1 to {most}")
+    if steps < 1 or (isinstance(schedule, Discrete) and steps > schedule.timesteps):
+        most = f" to {schedule.timesteps}" if isinstance(schedule, Discrete) else " or more"
+        raise InputError(f"{steps} steps cannot be placed on schedule '{schedule.name}': use 1{most}")
     if isinstance(schedule, RectifiedFlow):
         sigmas = habit.grid(schedule, steps, tokens)
         if spacing.ramp != "none":
             sigmas = chosen(RAMPS, spacing.ramp, "ramp")(sigmas[0], sigmas[-1], steps)
-        times = [float(math.floor(s * schedule.clock)) if habit.whole_clock else s * schedule.clock for s in sigmas]
-        return [Level(t, 1.0 - s, s) for t, s in zip(times, sigmas, strict=True)]
+        told = [math.floor(1000.0 * s) / 1000.0 if habit.whole_clock else s for s in sigmas]
+        return [Level(schedule.clock * t, 1.0 - s, s) for t, s in zip(told, sigmas, strict=True)]
     times = chosen(habit.rules, spacing.rule, "spacing rule")(schedule.timesteps, steps, spacing.offset)
     if spacing.ramp == "none":
         return [schedule.level(t) for t in times]
