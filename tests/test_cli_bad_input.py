@@ -237,3 +237,17 @@ def test_synthesis_without_what_it_needs(refused: Refused, tiny_folder: Path, tm
     assert "count" in ask("good", "--count", "0")
     assert "absent" in refused("synth", "--model", tmp_path / "absent", "--good", tmp_path / "good", "--out", "out")
     assert not (tmp_path / "out").exists()
+
+
+def test_evaluation_and_demo_without_what_they_need(refused: Refused, tmp_path: Path) -> None:
+    for folder in ("empty", "good"):
+        (tmp_path / folder).mkdir()
+    Image.new("L", (32, 32), 128).save(tmp_path / "good" / "1.png")
+    for first, second in (("empty", "good"), ("good", "empty"), ("absent", "good"), ("good", "absent")):
+        said = refused("evaluate", "--synthetic", tmp_path / first, "--real", tmp_path / second)
+        assert first in said or second in said
+    assert "--real" in refused("evaluate", "--synthetic", tmp_path / "good")
+    assert "absent" in refused(
+        "demo", "--model", tmp_path / "absent", "--out", tmp_path / "out", "--data", tmp_path / "d"
+    )
+    assert not (tmp_path / "out").exists()

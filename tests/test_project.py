@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import ast
 import json
+import re
 import subprocess
 import sys
+import tomllib
 from collections.abc import Iterator
+from importlib import metadata
 from pathlib import Path
 
 import pytest
@@ -133,6 +136,19 @@ def test_the_law_allows_what_it_should(tmp_path: Path) -> None:
     seeded.write_text("\n".join([*lines, "from . import path", "from .path import Path"]))
     (tmp_path / "mezzotint" / "__init__.py").write_text("from mezzotint.families import load\n")
     assert violations(tmp_path / "mezzotint") == []
+
+
+def test_what_is_imported_is_declared() -> None:
+    project = tomllib.loads((PACKAGE.parent / "pyproject.toml").read_text())["project"]
+    extras = project["optional-dependencies"]
+    wanted = [*project["dependencies"], *(line for extra in ("train", "text", "demo") for line in extras[extra])]
+    declared = {re.split(r"[^\w.-]", line)[0].lower() for line in wanted}
+    homes = metadata.packages_distributions()
+    for name, file in modules(PACKAGE):
+        for root in {target.partition(".")[0] for target in imports(name, file)}:
+            if root not in {PACKAGE.name, "_typeshed", *sys.stdlib_module_names}:
+                distributions = {distribution.lower() for distribution in homes.get(root, [root])}
+                assert distributions & declared, f"{name} imports {root}, which pyproject.toml does not ask for"
 
 
 HEAVY = {"torch", "numpy", "transformers", "accelerate", "matplotlib", "PIL", "pydantic"}
