@@ -37,7 +37,7 @@ class Options:
     """Where all chance comes from."""
     model: Path | None = None
     """Another model of solar cells than the starter model."""
-    data: Path = Path("data/solar-cells")
+    data: Path = Path("runs/solar-cells/cells")
     """Where the images of the package are kept at the model's size; filled where it is empty."""
     json: bool = False
     """Print the summary as JSON."""
@@ -61,11 +61,9 @@ def run(options: Options) -> int:
         console.print_json(summary)
         return 0
     print(console.facts(summary))
-    print(
-        f"\n{options.count} synthetic defects in {time.monotonic() - started:.0f} s. Open {summary['look at']} in a "
-        f"browser: it says what is good,\nwhat is not, and how to make it again. The images are under the data's licence, "
-        f"{solar_cells.LICENCE}."
-    )
+    print(f"\n{options.count} synthetic defects in {time.monotonic() - started:.0f} s. Open {summary['look at']}")
+    print("in a browser: it says what is good, what is not, and how to make it again.")
+    print(f"The images are under the licence of the data, {solar_cells.LICENCE}.")
     return 0
 
 

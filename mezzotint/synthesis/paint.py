@@ -205,6 +205,10 @@ def settle_folder(plan: Recipe, model: Model) -> None:
     """Begin the folder of the data set with its recipe, or make sure that the recipe there is this one."""
     at = plan.out / recipe.FILE
     if at.is_file():
+        for stray in plan.out.glob(
+            "*/.*.??????*"
+        ):  # what a kill left half-written, under the names of files.write_with
+            stray.unlink()
         if changed := recipe.changes(recipe.read(at), plan):
             raise InputError(f"{plan.out} holds a set made otherwise: {'; '.join(changed)}. Choose another folder.")
     elif plan.out.exists() and (not plan.out.is_dir() or any(plan.out.iterdir())):
