@@ -229,6 +229,16 @@ def test_half_of_a_batch_is_the_batch_of_a_half() -> None:
         assert relative(ours(x[:1], t[:1], alone), ours(x, t, conditioning)[:1]) < 1e-5
 
 
+def test_no_token_to_read_is_no_number_to_fear() -> None:
+    _, ours, x, (t, _), conditioning = text_case({})
+    blind = Conditioning(tokens=conditioning.tokens, mask=torch.zeros(3, 7, dtype=torch.bool))
+    other = Conditioning(tokens=torch.ones(3, 7, 24), mask=blind.mask)
+    out = ours(x, t, blind)
+    out.square().mean().backward()
+    assert torch.equal(out, ours(x, t, other))
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in ours.parameters())
+
+
 SD: dict[str, Any] = {"cross_attention_dim": 768}
 SDXL: dict[str, Any] = {
     "block_out_channels": [320, 640, 1280],
@@ -322,7 +332,13 @@ def test_published_sizes(name: str) -> None:
         ("attention_head_dim", 7),
         ("blok_out_channels", [1, 2]),
         ("norm_num_groups", 12),
+        ("norm_num_groups", 0),
         ("up_block_types", ["UpBlock2D"]),
+        ("block_out_channels", 64),
+        ("block_out_channels", []),
+        ("layers_per_block", "two"),
+        ("norm_num_groups", None),
+        ("add_attention", 1),
     ],
 )
 def test_what_cannot_be_built_is_named(key: str, value: object) -> None:

@@ -84,7 +84,8 @@ def test_published_sizes(count: int, options: dict[str, Any]) -> None:
 
 
 @pytest.mark.parametrize(
-    ("key", "value"), [("act_fn", "relu"), ("down_block_types", ["AttnDownEncoderBlock2D"] * 3), ("chanels", 3)]
+    ("key", "value"),
+    [("act_fn", "relu"), ("down_block_types", ["AttnDownEncoderBlock2D"] * 3), ("chanels", 3), ("norm_num_groups", 3)],
 )
 def test_what_cannot_be_built_is_named(key: str, value: object) -> None:
     with pytest.raises(InputError, match=key):

@@ -32,6 +32,8 @@ FIXED: dict[str, object] = {
     "use_linear_projection": False,
     "attention_type": "default",
     "caption_channels": None,
+    "interpolation_scale": None,
+    "use_additional_conditions": None,
 }
 
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from mezzotint.backbones.unet_plan import Plan, attention_of, divides, heads_of, per_level
+from mezzotint.backbones.unet_plan import Plan, attention_of, heads_of, per_level
 from mezzotint.errors import InputError
-from mezzotint.layers.config import one_of, read_config
+from mezzotint.layers.config import divides, one_of, read_config
 from mezzotint.layers.stages import Attend, Common, Stage
 
 ACTIVATIONS = ("silu", "swish")
@@ -152,13 +152,13 @@ class ConditionalUNetConfig:
             channels = self.block_out_channels[level]
             attend = attention_of(block_type, suffix, ("", "Resnet", "CrossAttn"))
             if attend is Attend.TEXT:
-                divides(channels, heads[level])
+                divides("attention_head_dim", channels, heads[level])
             resample = block_type.startswith("Resnet")
             return Stage(channels, layers[level] + extra, attend, heads[level], depth[level], None, resample)
 
         mid = None
         if self.mid_block_type == "UNetMidBlock2DCrossAttn":
-            divides(self.block_out_channels[-1], heads[-1])
+            divides("attention_head_dim", self.block_out_channels[-1], heads[-1])
             mid = Stage(self.block_out_channels[-1], 1, Attend.TEXT, heads[-1], depth[-1])
         elif self.mid_block_type == "UNetMidBlock2D":
             mid = Stage(self.block_out_channels[-1], 0)
@@ -207,8 +207,7 @@ def _check_shared(config: UNetConfig | ConditionalUNetConfig) -> bool:
         if len(types) != count:
             raise InputError(f"'{name}' names {len(types)} blocks but 'block_out_channels' has {count} levels")
     for channels in config.block_out_channels:
-        if channels % config.norm_num_groups:
-            raise InputError(f"'norm_num_groups' = {config.norm_num_groups} does not divide {channels} channels")
+        divides("norm_num_groups", channels, config.norm_num_groups)
     one_of("act_fn", config.act_fn, ACTIVATIONS)
     one_of("downsample_padding", config.downsample_padding, (0, 1))
     one_of("resnet_time_scale_shift", config.resnet_time_scale_shift, ("default", "scale_shift"))

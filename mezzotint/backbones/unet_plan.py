@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 from mezzotint.errors import InputError
+from mezzotint.layers.config import divides
 from mezzotint.layers.stages import Attend, Common, Stage
 
 ATTENDS = {"": Attend.NONE, "Resnet": Attend.NONE, "Attn": Attend.PIXELS, "CrossAttn": Attend.TEXT}
@@ -40,13 +41,8 @@ def attention_of(block_type: str, suffix: str, allowed: Sequence[str]) -> Attend
 def heads_of(channels: int, head_dim: int | None) -> int:
     if head_dim is None:
         return 1
-    divides(channels, head_dim)
+    divides("attention_head_dim", channels, head_dim)
     return channels // head_dim
-
-
-def divides(channels: int, part: int) -> None:
-    if part <= 0 or channels % part:
-        raise InputError(f"'attention_head_dim' = {part} does not divide {channels} channels")
 
 
 def per_level(name: str, value: int | tuple[int, ...], count: int) -> tuple[int, ...]:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from torch import Tensor, nn
 
 from mezzotint.errors import InputError
-from mezzotint.layers.config import one_of, read_config
+from mezzotint.layers.config import divides, one_of, read_config
 from mezzotint.layers.resnet import Downsample, Upsample, silu_owned
 from mezzotint.layers.stages import Attend, Common, MidStage, Stage
 
@@ -133,6 +133,8 @@ class KLVAE(nn.Module):
         ):
             if any(kind != built for kind in types) or len(types) != len(config.block_out_channels):
                 raise InputError(f"'{name}' = {types} cannot be built: '{built}' for every level can")
+        for width in config.block_out_channels:
+            divides("norm_num_groups", width, config.norm_num_groups)
         one_of("act_fn", config.act_fn, ("silu", "swish"))
         self.config = config
         self.factor = 2 ** (len(config.block_out_channels) - 1)  # how many pixels a latent pixel spans

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 def attend(query: Tensor, key: Tensor, value: Tensor, heads: int, mask: Tensor | None = None) -> Tensor:
     """softmax(q k^T / sqrt(d)) v in `heads` heads (Vaswani et al. 2017, eq. 1); (B, N, D), (B, M, D) -> (B, N, D).
 
-    `mask` (B, M) is True where a key counts.
+    `mask` (B, M) is True where a key counts; where none does, the result is zero.
     """
     q, k, v = (part.unflatten(-1, (heads, -1)).transpose(1, 2) for part in (query, key, value))  # (B, heads, N | M, d)
     allowed = None if mask is None else mask[:, None, None, :]
@@ -47,7 +47,7 @@ class ImageAttention(nn.Module):
 
     def forward(self, x: Tensor, context: Tensor | None = None, mask: Tensor | None = None) -> Tensor:
         h = x if self.group_norm is None else self.group_norm(x)
-        h = h.flatten(2).transpose(1, 2)  # (B, H W, C)
+        h = h.flatten(2).transpose(1, 2).contiguous()  # (B, H W, C), copied once here and not by each projection
         h = self.to_out[0](attend(self.to_q(h), self.to_k(h), self.to_v(h), self.heads))
         h = x + h.transpose(1, 2).unflatten(-1, x.shape[-2:])
         return h if self.output_scale == 1.0 else h / self.output_scale  # (B, C, H, W)

@@ -85,7 +85,7 @@ class SpatialTransformer(nn.Module):
         h = self.norm(x)
         if not self.linear_projection:
             h = self.proj_in(h)
-        h = h.flatten(2).transpose(1, 2)  # (B, H W, C)
+        h = h.flatten(2).transpose(1, 2).contiguous()  # (B, H W, C), so that all that follows is contiguous
         if self.linear_projection:
             h = self.proj_in(h)
         for block in self.transformer_blocks:
