@@ -239,7 +239,7 @@ def test_synthesis_without_what_it_needs(refused: Refused, tiny_folder: Path, tm
     assert not (tmp_path / "out").exists()
 
 
-def test_evaluation_and_demo_without_what_they_need(refused: Refused, tmp_path: Path) -> None:
+def test_evaluation_without_what_it_needs(refused: Refused, tmp_path: Path) -> None:
     for folder in ("empty", "good"):
         (tmp_path / folder).mkdir()
     Image.new("L", (32, 32), 128).save(tmp_path / "good" / "1.png")
