@@ -12,7 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from mezzotint.errors import InputError
 
-METHODS = ("full", "vae")
+METHODS = ("full", "vae", "patch-pca")
 PLANNED = ("lora", "dreambooth", "textual-inversion", "controlnet", "lcm")
 Positive = Annotated[int, Field(ge=1)]
 Count = Annotated[int, Field(ge=0)]
@@ -107,6 +107,14 @@ class Vae(Section):
     sample: bool = True  # decode a draw from the posterior; off: decode its mean
 
 
+class PatchPCAPart(Section):
+    """The linear codec: patch x patch pixels to latent_channels numbers, kernels reaching `overlap` pixels further."""
+
+    latent_channels: Positive = 16
+    patch: Positive = 8
+    overlap: Count = 0
+
+
 class Optimiser(Section):
     """AdamW."""
 
@@ -165,7 +173,7 @@ class Sampling(Section):
 class Recipe(Section):
     """The whole run."""
 
-    method: Literal["full", "vae"]
+    method: Literal["full", "vae", "patch-pca"]
     out: str  # the run folder
     steps: Positive
     batch: Positive  # images an optimiser step sees, over all pieces and processes
@@ -185,6 +193,7 @@ class Recipe(Section):
     inpaint: Inpaint | None = None
     loss: Loss = Loss()
     vae: Vae | None = None
+    patch_pca: PatchPCAPart | None = None
     optimiser: Optimiser = Optimiser()
     ema: Ema = Ema()
     validation: Validation = Validation()
@@ -232,7 +241,7 @@ def check(content: dict[str, Any], where: str) -> Recipe:
         raise InputError(f"{where}: {_explain(first)}{more}") from error
     if recipe.batch % recipe.accumulation:
         raise InputError(f"{where}: batch {recipe.batch} must be a multiple of accumulation {recipe.accumulation}.")
-    missing = {"full": ("backbone",), "vae": ("vae",)}[recipe.method]
+    missing = {"full": ("backbone",), "vae": ("vae",), "patch-pca": ("patch_pca",)}[recipe.method]
     for name in missing:
         if getattr(recipe, name) is None:
             raise InputError(f"{where}: method '{recipe.method}' needs a [{name}] table.")

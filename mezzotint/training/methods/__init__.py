@@ -17,7 +17,8 @@ if TYPE_CHECKING:
     import torch
     from PIL.Image import Image
 
-METHODS = {"full": ("full", "Full"), "vae": ("vae", "Vae")}  # recipe name -> file, class
+# recipe name -> file, class
+METHODS = {"full": ("full", "Full"), "vae": ("vae", "Vae"), "patch-pca": ("patch_pca", "PatchPCAFit")}
 
 Batch = dict[str, Tensor]  # every tensor has the images first; "index" names them
 
