@@ -247,7 +247,3 @@ def test_evaluation_without_what_it_needs(refused: Refused, tmp_path: Path) -> N
         said = refused("evaluate", "--synthetic", tmp_path / first, "--real", tmp_path / second)
         assert first in said or second in said
     assert "--real" in refused("evaluate", "--synthetic", tmp_path / "good")
-    assert "absent" in refused(
-        "demo", "--model", tmp_path / "absent", "--out", tmp_path / "out", "--data", tmp_path / "d"
-    )
-    assert not (tmp_path / "out").exists()
