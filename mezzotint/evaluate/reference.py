@@ -62,7 +62,8 @@ def reference(
     for file in (shipped, kept):
         if file is not None and file.is_file() and (prints := read(file, name, width, height)) is not None:
             return Reference(name, names, prints, pixels)
-    prints = features.of_images(paths, width, height, watch)[1]
+    # Rounded as the file keeps them, so that a second look gives the same numbers.
+    prints = features.of_images(paths, width, height, watch)[1].astype(np.float16).astype(np.float32)
     if kept is not None:
         write(kept, prints, name, width, height)
     return Reference(name, names, prints, pixels)
