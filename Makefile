@@ -51,20 +51,8 @@ format: $(STAMPS)/dev ## write the code in its one format
 	$(BIN)/ruff check --fix
 	$(BIN)/ruff format
 
-# The images and masks are made once; each training goes on where it was stopped. Three to four hours on two cores.
-CELLS := runs/solar-cells/cells
-MASKS := runs/solar-cells/derived-train
-
-starter: $(CELLS)/test/metadata.jsonl $(MASKS)/metadata.jsonl ## rebuild models/solar-cells from recipes/solar-cells (hours)
-	$(BIN)/mezzotint train recipes/solar-cells/codec.toml --resume
-	$(BIN)/mezzotint train recipes/solar-cells/painter.toml --resume
-	$(BIN)/python -c 'import mezzotint as mz, torch; mz.save(mz.load("runs/solar-cells/painter/model"), "models/solar-cells", torch.float16)'
-
-$(CELLS)/test/metadata.jsonl: | $(STAMPS)/dev
-	$(BIN)/python -c 'from pathlib import Path; from mezzotint.data import solar_cells as s; s.export(Path("$(CELLS)"))'
-
-$(MASKS)/metadata.jsonl: | $(CELLS)/test/metadata.jsonl
-	$(BIN)/python -c 'from pathlib import Path; from mezzotint.data import derived_masks as d; d.derive(Path("$(CELLS)/train"), Path("$(MASKS)"))'
+starter: $(STAMPS)/dev ## rebuild models/solar-cells from recipes/solar-cells (hours); goes on where it was stopped
+	$(BIN)/python recipes/solar-cells/build.py
 
 clean: ## remove caches and results; keeps the virtual environment and the runs
 	rm -rf out .pytest_cache .ruff_cache build dist
