@@ -62,8 +62,8 @@ def generate_batch(model: Model, requests: Sequence[Request], watch: Watch | Non
     settings = shared([settle(model, request) for request in requests])
     counts = [request.count for request in requests]
     pixels, mask = canvas(model, requests, settings)  # (R, P, H, W), (R, 1, H, W), a row each request
-    rng = seeded_noise([request.seed + i for request in requests for i in range(request.count)])
-    noise = start_noise(model, requests, settings, rng)  # (B, C, h, w)
+    draws = [seeded_noise([request.seed + i for i in range(request.count)]) for request in requests]
+    noise = start_noise(model, requests, settings, draws)  # (B, C, h, w)
     positive, negative = steering(model, requests, settings.guidance.scale)
     k = model.contract.inpaint
     if k is not None:
@@ -77,6 +77,10 @@ def generate_batch(model: Model, requests: Sequence[Request], watch: Watch | Non
         known = spread(model.codec.encode(pixels), counts)  # (B, C, h, w)
         x = entrance(model, settings, known, noise)
         pin = pinned(model, known, noise, spread(mask, counts)) if settings.masked and k is None else None
+
+    def rng(like: Tensor) -> Tensor:
+        return torch.cat([draw(part) for draw, part in zip(draws, like.split(counts), strict=True)])
+
     latents = sample(denoise, x, settings.path, settings.sampler, rng, pin, watch)
     drawn = model.codec.decode(latents)  # (B, P, H, W)
     if not (latents.isfinite().all() and drawn.isfinite().all()):
@@ -182,16 +186,14 @@ def spread(rows: Tensor, counts: Sequence[int]) -> Tensor:
     return rows.repeat_interleave(torch.tensor(counts, device=rows.device), 0)
 
 
-def start_noise(model: Model, requests: Sequence[Request], settings: Settings, rng: Rng) -> Tensor:
-    """Unit noise (B, C, h, w): what the requests bring themselves, else drawn from their seeds."""
+def start_noise(model: Model, requests: Sequence[Request], settings: Settings, draws: Sequence[Rng]) -> Tensor:
+    """Unit noise (B, C, h, w): what a request brings itself, else drawn from its seeds."""
     factor = model.codec.factor
     shape = (model.codec.channels, settings.height // factor, settings.width // factor)
-    count = sum(request.count for request in requests)
-    given = [request.start_noise for request in requests]
-    drawn = torch.empty(count, *shape, device=model.device)
-    drawn = drawn if all(noise is not None for noise in given) else rng(drawn)
-    rows = drawn.split([request.count for request in requests])
-    for own, row in zip(given, rows, strict=True):
+    rows: list[Tensor] = []
+    for request, draw in zip(requests, draws, strict=True):
+        row, own = torch.empty(request.count, *shape, device=model.device), request.start_noise
         if own is not None and own.shape != row.shape:
             raise InputError(f"the start noise is {tuple(own.shape)}, this request needs {tuple(row.shape)}")
-    return torch.cat([row if own is None else own.to(row) for own, row in zip(given, rows, strict=True)])
+        rows.append(draw(row) if own is None else own.to(row))
+    return torch.cat(rows)

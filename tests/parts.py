@@ -16,7 +16,13 @@ from mezzotint.codec import Codec, LatentSpace
 from mezzotint.codec.kl_vae import KLVAE, KLVAEConfig
 from mezzotint.codec.pixels import Pixels, PixelsConfig
 from mezzotint.contract import (
-    ClassFacts, Contract, GuidanceFacts, LatentFacts, Licence, SamplingFacts, TextFacts,
+    ClassFacts,
+    Contract,
+    GuidanceFacts,
+    LatentFacts,
+    Licence,
+    SamplingFacts,
+    TextFacts,
 )  # fmt: skip
 from mezzotint.families import Model
 from mezzotint.process import Prediction, Process, schedules
@@ -25,7 +31,9 @@ from mezzotint.text import TextEncoder
 EPSILON = Process(schedules.scaled_linear(), Prediction.EPSILON)
 FLOW = Process(schedules.rectified_flow(), Prediction.FLOW)
 CLASSES = ("healthy", "crack", "inactive")
-WORDS = "[PAD] [UNK] [CLS] [SEP] a crack on the cell dark area scratch steel of photo".split()
+WORDS = [
+    "[PAD]", "[UNK]", "[CLS]", "[SEP]", "a", "crack", "on", "the", "cell", "dark", "area", "scratch", "steel", "of",
+]  # fmt: skip
 
 
 def plain_unet(in_channels: int, out_channels: int, classes: int | None = None) -> UNet:
@@ -41,7 +49,10 @@ def plain_unet(in_channels: int, out_channels: int, classes: int | None = None) 
         norm_num_groups=8,
         num_class_embeds=classes,
     )
-    return fixed(UNet(config))
+    network = fixed(UNet(config))
+    if classes:
+        network.class_embedding.weight.mul_(16)  # a class must make a difference that no tolerance swallows
+    return network
 
 
 def text_unet(in_channels: int, out_channels: int, width: int) -> UNet:

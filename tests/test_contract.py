@@ -1,4 +1,4 @@
-"""The agreement that travels with weights: read back exactly, and every mismatch named with both sides and both files."""
+"""The agreement that travels with weights: read back exactly, every mismatch named with both sides and both files."""
 
 from __future__ import annotations
 
@@ -13,8 +13,23 @@ from torch import nn
 from mezzotint.codec import Codec, LatentSpace
 from mezzotint.codec.pixels import Pixels, PixelsConfig
 from mezzotint.contract import (
-    FILE, ClassFacts, Contract, DtypeFacts, GuidanceFacts, LatentFacts, Licence, Lineage, SamplingFacts, TextFacts,
-    check_backbone, check_cache, check_codec, check_finetune, check_text, read_contract, write_contract,
+    FILE,
+    ClassFacts,
+    Contract,
+    DtypeFacts,
+    GuidanceFacts,
+    LatentFacts,
+    Licence,
+    Lineage,
+    SamplingFacts,
+    TextFacts,
+    check_backbone,
+    check_cache,
+    check_codec,
+    check_finetune,
+    check_text,
+    read_contract,
+    write_contract,
 )  # fmt: skip
 from mezzotint.digests import module_digest, tensors_digest
 from mezzotint.errors import InputError
@@ -71,7 +86,7 @@ def test_a_wrong_file_is_refused_in_one_line(tmp_path: Path, change, says: str) 
 
 
 def test_a_missing_or_broken_file_says_what_to_do(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="contract.json is missing.*Restore it"):
+    with pytest.raises(InputError, match=r"contract\.json is missing.*Restore it"):
         read_contract(tmp_path)
     (tmp_path / FILE).write_text("{")
     with pytest.raises(InputError, match="Invalid JSON"):
@@ -114,7 +129,8 @@ def test_a_codec_with_one_other_weight_is_another_codec() -> None:
     contract = model(plain_unet(4, 4), codec).contract
     with torch.no_grad():
         next(codec.autoencoder.parameters()).view(-1)[0] += 1e-6
-    with pytest.raises(InputError, match=r"latent\.codec is '[0-9a-f]{12}\.\.\.' in here.* but '[0-9a-f]{12}\.\.\.' in there/vae"):
+    digest = r"'[0-9a-f]{12}\.\.\.'"
+    with pytest.raises(InputError, match=rf"latent\.codec is {digest} in here.* but {digest} in there/vae"):
         check_codec(contract, HERE, codec, THERE)
     assert "latent.codec" in check_codec(contract, HERE, codec, THERE, force=True).lineage.overrides[0]
 
