@@ -214,7 +214,12 @@ class Judge:
         return cls(bare.mean, bare.deviation, bare.weights, threshold)
 
 
-def derive(folder: Path, out: Path, progress: Callable[[int, int], None] | None = None) -> dict[str, int]:
+def derive(
+    folder: Path,
+    out: Path,
+    progress: Callable[[int, int], None] | None = None,
+    types: tuple[str, ...] = solar_cells.TYPES,
+) -> dict[str, int]:
     """From a solar-cell training folder, write `out`: healthy cells, and each defective cell once per kind with its mask.
 
     Rows of `out` hold file_name, text, label (type and kind), mask, and `mask_origin` "derived". Returns how many rows
@@ -226,8 +231,10 @@ def derive(folder: Path, out: Path, progress: Callable[[int, int], None] | None 
     out = Path(out)
     result: list[dict[str, object]] = []
     done = 0
-    for cell_type in solar_cells.TYPES:
+    for cell_type in types:
         chosen = [row for row in rows if row["type"] == cell_type]
+        if sum(row["probability"] == 0 for row in chosen) < 2:
+            raise InputError(f"{folder}: no {cell_type} cells that are surely healthy: two at least, better hundreds.")
         grey = np.stack([np.asarray(images.read(Path(folder) / row["file_name"]).convert("L")) for row in chosen])
         pictures = normalised(grey)
         sound = torch.tensor([row["probability"] == 0 for row in chosen])

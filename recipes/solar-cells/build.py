@@ -1,0 +1,59 @@
+"""Rebuild the starter model from the solar-cell package: data, masks, codec, painter, and what synthesis needs.
+
+Run from the repository's root with `make starter`; every stage is skipped where its result is there, and a stopped
+training goes on from its last checkpoint.
+"""
+
+from __future__ import annotations
+
+import shutil
+import sys
+from pathlib import Path
+
+import torch
+
+from mezzotint import families, files
+from mezzotint.cli.main import main
+from mezzotint.data import derived_masks, solar_cells
+from mezzotint.synthesis.equip import equip
+
+RUNS = Path("runs/solar-cells")
+CELLS, DERIVED, PAINTER = RUNS / "cells", RUNS / "derived-train", RUNS / "painter"
+MODEL = Path("models/solar-cells")
+RECIPES = Path("recipes/solar-cells")
+
+
+def say(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
+
+
+def train(recipe: Path, run: Path) -> None:
+    """Train, or go on with, one recipe; a failed stage ends the build with its exit code."""
+    if (run / "model").is_dir():
+        return
+    resume = ["--resume"] if (run / "recipe.toml").is_file() else []
+    if code := main(["train", str(recipe), *resume]):
+        sys.exit(code)
+
+
+def pack(trained: Path, out: Path) -> None:
+    """Write the model in half precision, beside its card and licence, with mask bank and examples of each type."""
+    families.save(families.load(trained), out, dtype=torch.float16)
+    equip(out, DERIVED)
+    for name in ("README.md", "LICENSE"):
+        shutil.copyfile(RECIPES / "card" / name, out / name)
+
+
+if __name__ == "__main__":
+    if not (CELLS / "dataset.json").is_file():
+        say("1/4 exporting the images of the package")
+        solar_cells.export(CELLS)
+    if not (DERIVED / "metadata.jsonl").is_file():
+        say("2/4 deriving masks (some minutes)")
+        counts = derived_masks.derive(CELLS / "train", DERIVED, lambda done, total: say(f"    {done}/{total}"))
+        files.write_json(DERIVED / "counts.json", counts)
+    say("3/4 training the codec, then the painter (about an hour on two cores)")
+    train(RECIPES / "codec.toml", RUNS / "codec")
+    train(RECIPES / "painter.toml", PAINTER)
+    say(f"4/4 packing {MODEL}")
+    pack(PAINTER / "model", MODEL)
