@@ -23,6 +23,7 @@ def initialise(network: Network) -> Network:
     shortcuts and predicts 0. Class embeddings start small (deviation 0.02). The rest keeps PyTorch's initialisation.
     DiT (Peebles & Xie 2023, section 3.2, adaLN-zero): zero are all modulations and the last layer; Xavier for the other
     linear layers; 0.02 for embedders, which start as copies of one another since every block stores its own.
+    Other networks (a KL autoencoder) keep PyTorch's own initialisation and are refused with ValueError.
     """
     if isinstance(network, DiT):
         _dit(network)
