@@ -111,6 +111,15 @@ def test_reference_is_kept_and_computed_anew_when_the_images_change(tmp_path: Pa
         again()
 
 
+def test_a_shipped_reference_is_used(tiny_folder: Path, tmp_path: Path) -> None:
+    write_all(tmp_path / "train", textures(np.random.default_rng(3), 5))
+    (tmp_path / "contract.json").write_bytes((tiny_folder / "contract.json").read_bytes())
+    shipped = reference.ship(tmp_path, tmp_path / "train")
+    calls: list[int] = []
+    found = reference.reference(tmp_path / "train", 32, 32, shipped, None, lambda done, all: calls.append(done))
+    assert not calls and np.array_equal(found.prints, reference.reference(tmp_path / "train", 32, 32).prints)
+
+
 def test_judgement_tells_painted_from_unpainted(tmp_path: Path) -> None:
     rng = np.random.default_rng(4)
     scar = np.zeros((SIDE, SIDE), dtype=bool)

@@ -1,8 +1,12 @@
-"""The training images as the copy check needs them: thumbprints and small pixels, computed once and kept in a file."""
+"""The training images as the copy check needs them: thumbprints and small pixels, computed once and kept in a file.
+
+python -m mezzotint.evaluate.reference MODEL TRAINING_FOLDER
+"""
 
 from __future__ import annotations
 
 import hashlib
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +19,7 @@ from safetensors.torch import save_file
 from mezzotint import files, images
 from mezzotint.backbones import efficientnet, features
 from mezzotint.backbones.features import Features
+from mezzotint.contract import read_contract
 from mezzotint.errors import InputError
 from mezzotint.evaluate.copies import Pixels
 
@@ -91,3 +96,19 @@ def read(path: Path, digest: str, width: int, height: int) -> Features | None:
 def weights() -> str:
     """The digest of the feature network's weights."""
     return files.sha256_file(efficientnet.weights_file())
+
+
+def ship(model: Path, folder: Path) -> Path:
+    """Write the thumbprints of a model's training images beside the model, so that looking for copies is quick."""
+    width, height = read_contract(model).size
+    found = reference(folder, width, height)
+    return write(model / FILE, found.prints, found.digest, width, height)
+
+
+if __name__ == "__main__":
+    try:
+        print(ship(Path(sys.argv[1]), Path(sys.argv[2])))
+    except IndexError:
+        sys.exit("usage: python -m mezzotint.evaluate.reference MODEL TRAINING_FOLDER")
+    except InputError as error:
+        sys.exit(f"mezzotint: {error}")
