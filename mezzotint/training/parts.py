@@ -16,7 +16,9 @@ from mezzotint.backbones.initialise import initialise
 from mezzotint.codec import Codec
 from mezzotint.codec.pixels import Pixels, PixelsConfig
 from mezzotint.conditioning import Conditioning
+from mezzotint.contract import FILE, TextFacts, agree, check_codec, check_finetune, check_text
 from mezzotint.errors import InputError
+from mezzotint.families import Model, load
 from mezzotint.families.native import AUTOENCODERS
 from mezzotint.process import Process, RectifiedFlow
 from mezzotint.text import TextEncoder
@@ -29,21 +31,51 @@ BACKBONES = {
     "text_unet": ("mezzotint.backbones.unet", "UNet", "mezzotint.backbones.unet_config", "ConditionalUNetConfig"),
     "dit": ("mezzotint.backbones.dit", "DiT", "mezzotint.backbones.dit", "DiTConfig"),
 }
+RECIPE = Path("the recipe")
 AUTOENCODER_NAMES = {"kl_vae": "AutoencoderKL", "patch_pca": "PatchPCA"}  # recipe name -> published class name
 
 
-def process(recipe: Recipe) -> Process:
-    """The process a recipe states, or that of the model it starts from."""
+def base(recipe: Recipe) -> Model | None:
+    """The model that training goes on from; its contract holds, and a recipe that contradicts it is refused."""
+    if recipe.backbone is None or recipe.backbone.start is None:
+        return None
+    if recipe.backbone.name or recipe.backbone.config:
+        raise InputError("backbone.start takes its network from the model folder: leave out backbone.name and .config.")
+    model = load(Path(recipe.backbone.start))
+    if model.contract.guidance.distilled:
+        raise InputError(f"{model.path} is distilled; the full method would undo that. Start from its base model.")
+    classes = model.contract.classes
+    ours = {"classes": list(classes.names) if classes else None, "inpaint": model.contract.inpaint}
+    theirs: dict[str, Any] = {
+        "classes": recipe.classes.names if recipe.classes else None,
+        "inpaint": recipe.inpaint.k if recipe.inpaint else None,
+    }
+    agree("", ours, Path(recipe.backbone.start) / FILE, theirs, RECIPE, force=False)
+    return model
+
+
+def process(recipe: Recipe, start: Model | None) -> Process:
+    """The process a recipe states, or that of the model it starts from; the two must agree."""
+    if start is not None:
+        if recipe.process is not None:
+            stated = Process.from_dict(recipe.process)
+            check_finetune(start.contract, Path(str(start.path)) / FILE, stated, RECIPE)
+        return start.process
     if recipe.process is None:
         raise InputError('the recipe needs a [process] table: prediction = "flow" and [process.schedule] kind = ...')
     return Process.from_dict(recipe.process)
 
 
-def codec(recipe: Recipe) -> tuple[Codec, Path]:
-    """The recipe's codec and where its weights lie; without a [codec] the network works on pixels."""
-    if recipe.codec is None:
-        return Codec(Pixels(PixelsConfig(recipe.data.channels))), Path("pixels")
-    found, where = read_codec(Path(recipe.codec.path))
+def codec(recipe: Recipe, start: Model | None) -> tuple[Codec, Path]:
+    """The recipe's codec and where its weights lie; without a [codec] that of the start, or the pixels themselves."""
+    if recipe.codec is not None:
+        found, where = read_codec(Path(recipe.codec.path))
+    elif start is not None:
+        found, where = start.codec, Path(str(start.path)) / "vae"
+    else:
+        found, where = Codec(Pixels(PixelsConfig(recipe.data.channels))), Path("pixels")
+    if start is not None:
+        check_codec(start.contract, Path(str(start.path)) / FILE, found, where)
     if found.pixel_channels != recipe.data.channels:
         raise InputError(f"data.channels is {recipe.data.channels}, the codec {where} reads {found.pixel_channels}.")
     return found, where
@@ -77,8 +109,10 @@ def times(under: Process, share: Tensor) -> Tensor:
     return (share * schedule.timesteps).long().clamp(max=schedule.timesteps - 1)
 
 
-def backbone(recipe: Recipe, codec: Codec, text: TextEncoder | None) -> nn.Module:
-    """A fresh network; channels, classes and text width follow from codec, classes and encoder where not stated."""
+def backbone(recipe: Recipe, codec: Codec, text: TextEncoder | None, start: Model | None) -> nn.Module:
+    """The start's network, or a fresh one: channels, classes and text width then follow from the other parts."""
+    if start is not None:
+        return start.backbone.train().requires_grad_(True)
     plan = recipe.backbone
     if plan is None or plan.name is None:
         raise InputError(f"the recipe's [backbone] needs a name: {', '.join(BACKBONES)}")
@@ -122,15 +156,21 @@ def _config(kind: Any, settings: dict[str, Any], where: str) -> Any:
         raise InputError(f"{where}: {error}") from error
 
 
-def text(recipe: Recipe) -> TextEncoder | None:
-    """The caption encoder that a recipe names: minilm, or a folder."""
-    if recipe.text is None or recipe.text.encoder == "none":
-        return None
-    from mezzotint.text import minilm
+def text(recipe: Recipe, start: Model | None) -> TextEncoder | None:
+    """The caption encoder that a recipe names, minilm or a folder; for a start it must be the start's."""
+    found: TextEncoder | None = None
+    where = RECIPE
+    if recipe.text is not None and recipe.text.encoder != "none":
+        from mezzotint.text import minilm
 
-    if recipe.text.encoder == "minilm":
-        return minilm.load_package(recipe.text.length)
-    return minilm.load_folder(Path(recipe.text.encoder), recipe.text.length)
+        if recipe.text.encoder == "minilm":
+            found = minilm.load_package(recipe.text.length)
+        else:
+            where = Path(recipe.text.encoder)
+            found = minilm.load_folder(where, recipe.text.length)
+    if start is not None:
+        check_text(start.contract, Path(str(start.path)) / FILE, TextFacts.of(found) if found else None, where)
+    return found
 
 
 class Captions:

@@ -28,12 +28,14 @@ class Full:
 
     def __init__(self, recipe: Recipe, place: Place) -> None:
         self.recipe, self.place = recipe, place
-        self.process = parts.process(recipe)
-        self.codec, codec_file = parts.codec(recipe)
+        start = parts.base(recipe)
+        self.base = start.contract.weights if start else None  # digest of the weights this starts from
+        self.process = parts.process(recipe, start)
+        self.codec, codec_file = parts.codec(recipe, start)
         self.codec.autoencoder.to(place.device)
-        self.text = parts.text(recipe)
-        self.backbone = parts.backbone(recipe, self.codec, self.text)
-        self.trained: dict[str, nn.Module] = {"backbone": self.backbone.to(place.device)}
+        self.text = parts.text(recipe, start)
+        network = parts.backbone(recipe, self.codec, self.text, start)
+        self.trained: dict[str, nn.Module] = {"backbone": network.to(place.device)}
         self.rates = {"backbone": 1.0}
         data = recipe.data
         self.classes = len(recipe.classes.names) if recipe.classes else None
@@ -45,7 +47,6 @@ class Full:
         if self.text:
             self.digests["text"] = self.text.digest()
         width, height = data.size
-        self.base: str | None = None  # digest of the weights this starts from
         self.bank = torch.zeros((0, 1, height, width), dtype=torch.bool)
         self.preview_masks = self.bank
         if recipe.inpaint:
