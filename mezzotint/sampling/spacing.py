@@ -198,6 +198,8 @@ def levels(process: Process, steps: int, spacing: Spacing, habit: Habit, tokens:
         told = [math.floor(1000.0 * s) / 1000.0 if habit.whole_clock else s for s in sigmas]
         return [Level(schedule.clock * t, 1.0 - s, s) for t, s in zip(told, sigmas, strict=True)]
     times = chosen(habit.rules, spacing.rule, "spacing rule")(schedule.timesteps, steps, spacing.offset)
+    if len(set(times)) < steps:
+        raise InputError(f"{steps} steps of '{spacing.rule}' spacing fall on the same timesteps: use fewer")
     if spacing.ramp == "none":
         return [schedule.level(t) for t in times]
     ratios = schedule.ratios()
