@@ -85,7 +85,7 @@ def test_planted_defects_are_found(model: HealthyModel, plant, kind: str) -> Non
         overlap = (union & truth).sum() / truth.sum()
         assert overlap > 0.6, f"only {overlap:.0%} of a planted {kind} found"
         stray = union & ~masks.dilate(truth, 4)  # the filters are 9 pixels long: they reach past a line's ends
-        assert stray.sum() < 0.05 * truth.sum()
+        assert stray.sum() < 0.1 * truth.sum()
 
 
 def test_judge_keeps_its_false_alarm_rate() -> None:
