@@ -40,7 +40,7 @@ def pack(trained: Path, out: Path) -> None:
     """Write the model in half precision, beside its card and licence, with mask bank and examples of each type."""
     families.save(families.load(trained), out, dtype=torch.float16)
     equip(out, DERIVED)
-    for name in ("README.md", "LICENSE"):
+    for name in ("README.md", "LICENSE.md"):
         shutil.copyfile(RECIPES / "card" / name, out / name)
 
 
