@@ -32,7 +32,8 @@ def write_with(path: Path, write: Callable[[Path], object]) -> Path:
             os.fsync(stream.fileno())
         os.replace(temporary, path)
     except OSError as error:
-        raise InputError(f"cannot write {path}: {error.strerror or error}. Free space or choose another folder.") from error
+        why = error.strerror or error
+        raise InputError(f"cannot write {path}: {why}. Free space or choose another folder.") from error
     finally:
         if temporary is not None:
             temporary.unlink(missing_ok=True)

@@ -60,7 +60,9 @@ def test_both_maps_are_affine() -> None:
     assert torch.allclose(codec.decode(z.mean(0, keepdim=True)), codec.decode(z).mean(0, keepdim=True), atol=1e-6)
 
 
-@pytest.mark.parametrize("wrong", [{"patch": 0}, {"overlap": 5}, {"latent_channels": 99}, {"colour": 3}, {"patch": "8"}])
+@pytest.mark.parametrize(
+    "wrong", [{"patch": 0}, {"overlap": 5}, {"latent_channels": 99}, {"colour": 3}, {"patch": "8"}]
+)
 def test_wrong_config_is_refused(wrong: dict[str, object]) -> None:
     with pytest.raises(InputError):
         PatchPCAConfig.from_config(wrong)

@@ -69,7 +69,9 @@ class PatchPCAFit:
         pixels = source.pixels(torch.arange(min(self.recipe.previews.count, len(source))))
         with torch.no_grad():
             again = self._reconstruct(network, pixels.to(self.place.device)).cpu()
-        return [picture for pair in zip(images.to_images(pixels), images.to_images(again), strict=True) for picture in pair]
+        return [
+            picture for pair in zip(images.to_images(pixels), images.to_images(again), strict=True) for picture in pair
+        ]
 
     @torch.no_grad()
     def save(self, network: nn.Module, folder: Path) -> None:
