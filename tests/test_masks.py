@@ -45,6 +45,19 @@ def test_cracks_are_thin_and_fingers_are_vertical() -> None:
                 assert np.abs(np.diff(strip[:, column].astype(int))).sum() <= 2
 
 
+def test_areas_and_fingers_end_at_the_busbars_given() -> None:
+    bars = (0.3, 0.6)
+    for shape in (masks.inactive, masks.finger):
+        ends = {top: 0 for top in (38, 39, 76, 77)}
+        for seed in range(80):
+            rows = np.flatnonzero(shape(np.random.default_rng(seed), 128, 128, bars).any(1))
+            for row in (rows[0], rows[-1]):
+                ends[row] = ends.get(row, 0) + 1
+        inner = {row: count for row, count in ends.items() if 8 < row < 119}
+        at_bars = sum(inner.get(row, 0) for row in (38, 39, 76, 77))
+        assert at_bars > 0.3 * sum(inner.values())  # anywhere else is as likely as any other row
+
+
 def test_polyline_equals_the_distance_to_a_segment() -> None:
     mask = masks.polyline(np.array([[4.5, 8.5], [20.5, 8.5]]), 3.0, 32, 24)
     y, x = np.mgrid[0:24, 0:32] + 0.5

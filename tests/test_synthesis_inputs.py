@@ -82,12 +82,12 @@ def test_user_masks_lie_where_they_were_drawn_and_thin_lines_survive_shrinking(t
     large.save(tmp_path / "masks" / "crack" / "a.png")
     found = shapes.shapes(tmp_path, tmp_path / "masks", ["crack", "finger"], 32, 32)
     rng = np.random.default_rng(0)
-    drawn = found.draw("crack", np.zeros((32, 32), dtype=bool), rng)  # placed by the user: no place is asked for
+    drawn = found.draw("crack", np.zeros((32, 32), dtype=bool), None, rng)  # placed by the user: no place is asked for
     assert drawn.origin == "user" and drawn.file == str(tmp_path / "masks" / "crack" / "a.png")
     assert masks.components(drawn.mask)[1] == 1  # the line is whole
     rows, columns = np.nonzero(drawn.mask)
     assert (columns.min(), columns.max()) == (2, 27) and (rows.min(), rows.max()) == (5, 25)
-    assert found.draw("finger", np.ones((32, 32), dtype=bool), rng).origin == "procedural"
+    assert found.draw("finger", np.ones((32, 32), dtype=bool), None, rng).origin == "procedural"
 
 
 def test_procedural_and_derived_masks_lie_inside(tmp_path: Path) -> None:
@@ -104,8 +104,8 @@ def test_procedural_and_derived_masks_lie_inside(tmp_path: Path) -> None:
     origins = set()
     for seed in range(60):
         kind = ("crack", "finger", "dent")[seed % 3]
-        drawn = found.draw(kind, inside, np.random.default_rng(seed))
-        again = found.draw(kind, inside, np.random.default_rng(seed))
+        drawn = found.draw(kind, inside, None, np.random.default_rng(seed))
+        again = found.draw(kind, inside, None, np.random.default_rng(seed))
         assert np.array_equal(drawn.mask, again.mask) and drawn.origin == again.origin
         assert drawn.mask.any() and not (drawn.mask & ~inside).any()
         origins.add((kind, drawn.origin))
@@ -113,7 +113,7 @@ def test_procedural_and_derived_masks_lie_inside(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="no masks for 'scratch'"):
         shapes.shapes(tmp_path, None, ["scratch"], 64, 64)
     with pytest.raises(InputError, match="found no place"):
-        found.draw("crack", np.zeros((64, 64), dtype=bool), np.random.default_rng(0))
+        found.draw("crack", np.zeros((64, 64), dtype=bool), None, np.random.default_rng(0))
     (tmp_path / shapes.BANK).write_bytes(b"broken")
     with pytest.raises(InputError, match="Restore"):
         shapes.read_bank(tmp_path / shapes.BANK, 64, 64)

@@ -99,3 +99,13 @@ def test_the_inside_of_a_chamfered_cell() -> None:
     assert not (found & ~octagon).any()
     assert found.sum() > 0.93 * octagon.sum() and found[42, 64] and found[75, 20]
     assert region.inside(np.full((32, 32), 7, dtype=np.uint8)).mean() > 0.7
+
+
+def test_busbars_are_found_where_they_are_and_nowhere_else() -> None:
+    rng = np.random.default_rng(0)
+    plain = 150 + rng.normal(0, 6, (128, 128))
+    assert region.busbars(plain.astype(np.uint8)) is None
+    barred = plain.copy()
+    barred[[21, 22, 63, 64, 65, 106], 4:124] -= 40
+    barred[40:60, 70] = 5  # a finger is no busbar
+    assert region.busbars(barred.astype(np.uint8)) == pytest.approx((22 / 128, 64.5 / 128, 106.5 / 128))

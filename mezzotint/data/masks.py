@@ -2,7 +2,8 @@
 
 A mask is a boolean array (height, width), True where a defect is to be painted. Every shape is a pure function of a
 numpy generator, a width and a height, so a seed names a mask. Sizes follow the shorter side: "pixels" are those at 128.
-The shapes follow electroluminescence images of solar cells with horizontal busbars and vertical contact fingers.
+The shapes follow electroluminescence images of solar cells with horizontal busbars and vertical contact fingers; where
+the busbars of a cell are given, current-less areas and broken fingers end at them.
 """
 
 from __future__ import annotations
@@ -14,13 +15,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 Mask = NDArray[np.bool_]
-Shape = Callable[[np.random.Generator, int, int], Mask]
+Busbars = tuple[float, ...]  # where the busbars lie, from above, in parts of the height
+Shape = Callable[[np.random.Generator, int, int, Busbars | None], Mask]
 
-BUSBARS = ((0.17, 0.50, 0.83), (0.26, 0.74))  # heights of the busbars of cells with three and with two of them
+BUSBARS: tuple[Busbars, ...] = (
+    (0.17, 0.50, 0.83),
+    (0.26, 0.74),
+)  # of cells with three and with two, where none are given
 SIDE = 128.0  # the side at which lengths in pixels are given
 
 
-def crack(rng: np.random.Generator, width: int, height: int) -> Mask:
+def crack(rng: np.random.Generator, width: int, height: int, busbars: Busbars | None = None) -> Mask:
     """A thin branching line: straight along the crystal or wandering, often starting at an edge or a busbar."""
     side = min(width, height)
     where = rng.choice(("edge", "busbar", "inside"), p=(0.35, 0.3, 0.35))
@@ -28,7 +33,7 @@ def crack(rng: np.random.Generator, width: int, height: int) -> Mask:
     if where == "edge":
         x, y = _on_edge(rng, width, height)
     elif where == "busbar":
-        y = height * rng.choice(BUSBARS[rng.integers(2)])
+        y = height * rng.choice(_busbars(rng, busbars))
     towards_centre = np.arctan2(height / 2 - y, width / 2 - x) + rng.normal(0, 0.5)
     diagonal = (np.floor(towards_centre / (np.pi / 2)) + 0.5) * np.pi / 2 + rng.normal(0, 0.12)
     angle = diagonal if rng.random() < 0.55 else towards_centre
@@ -48,22 +53,22 @@ def crack(rng: np.random.Generator, width: int, height: int) -> Mask:
     return mask
 
 
-def inactive(rng: np.random.Generator, width: int, height: int) -> Mask:
+def inactive(rng: np.random.Generator, width: int, height: int, busbars: Busbars | None = None) -> Mask:
     """A dark region cut off from the current: bounded by edge, busbar and crack, or a blob at the edge."""
     for _ in range(64):  # an unlucky cut leaves nothing or nearly everything: draw again
-        mask = _blob_at_edge(rng, width, height) if rng.random() < 0.3 else _cut_off(rng, width, height)
+        mask = _blob_at_edge(rng, width, height) if rng.random() < 0.3 else _cut_off(rng, width, height, busbars)
         if 0.012 < mask.mean() < 0.3:
             return mask
     return _blob_at_edge(rng, width, height)
 
 
-def finger(rng: np.random.Generator, width: int, height: int) -> Mask:
+def finger(rng: np.random.Generator, width: int, height: int, busbars: Busbars | None = None) -> Mask:
     """Interrupted contact fingers: straight vertical strips, alone or a few together, most ending at a busbar."""
-    busbars = np.array((0.03, *BUSBARS[rng.integers(2)], 0.97)) * height
+    ends = np.array((0.03, *_busbars(rng, busbars), 0.97)) * height
     scale = min(width, height) / SIDE
     centre = rng.uniform(0.1, 0.9) * width
-    band = int(rng.integers(len(busbars) - 1))
-    top, bottom = busbars[band], busbars[band + 1]
+    band = int(rng.integers(len(ends) - 1))
+    top, bottom = ends[band], ends[band + 1]
     rows, columns = np.arange(height)[:, None] + 0.5, np.arange(width)[None] + 0.5
     mask = np.zeros((height, width), dtype=bool)
     for _ in range(int(rng.choice((1, 2, 3, 4, 6), p=(0.35, 0.25, 0.2, 0.1, 0.1)))):
@@ -97,7 +102,7 @@ def free_form(rng: np.random.Generator, width: int, height: int) -> Mask:
             mask[int(y0) : int(y0 + h) + 1, int(x0) : int(x0 + w) + 1] = True
         else:
             shape = MASKS[str(rng.choice(list(MASKS)))]
-            mask |= dilate(shape(rng, width, height), int(rng.integers(0, 3)))
+            mask |= dilate(shape(rng, width, height, None), int(rng.integers(0, 3)))
     return mask
 
 
@@ -165,6 +170,11 @@ def components(mask: Mask) -> tuple[NDArray[np.int32], int]:
     return labels, len(numbers)
 
 
+def _busbars(rng: np.random.Generator, given: Busbars | None) -> Busbars:
+    """The busbars given, or those of one of the usual cells."""
+    return BUSBARS[rng.integers(len(BUSBARS))] if given is None else given
+
+
 def _walk(
     rng: np.random.Generator, x: float, y: float, angle: float, length: float, wander: float, side: float
 ) -> tuple[NDArray[np.float64], list[float]]:
@@ -186,7 +196,7 @@ def _on_edge(rng: np.random.Generator, width: int, height: int) -> tuple[float, 
             (along * width, 0.98 * height))[edge]  # fmt: skip
 
 
-def _cut_off(rng: np.random.Generator, width: int, height: int) -> Mask:
+def _cut_off(rng: np.random.Generator, width: int, height: int, busbars: Busbars | None) -> Mask:
     """What lies beyond one or two rough lines, most often between two busbars only."""
     y, x = np.mgrid[0:height, 0:width] + 0.5
     side = min(width, height)
@@ -200,7 +210,7 @@ def _cut_off(rng: np.random.Generator, width: int, height: int) -> Mask:
         rough = np.cumsum(rng.normal(0, rng.choice((0.004, 0.02)), knots.size)) * side
         mask &= across * (1 if turn == 0 else -1) > np.interp(along, knots, rough)
     if rng.random() < 0.75:
-        heights = (0.0, *BUSBARS[rng.integers(2)], 1.0)
+        heights = (0.0, *_busbars(rng, busbars), 1.0)
         band = int(rng.integers(len(heights) - 1))
         rows = y / height
         mask &= (rows >= heights[band]) & (rows < heights[band + 1])
@@ -217,7 +227,7 @@ def _blob(rng: np.random.Generator, centre: NDArray[np.float64], radius: float, 
     dx, dy = (x - centre[0]) / stretch, (y - centre[1]) * stretch
     direction, limit = np.arctan2(dy, dx), np.ones((height, width))
     for k in range(2, 7):
-        limit += rng.normal(0, 0.35 / k) * np.cos(k * direction + rng.uniform(0, 2 * np.pi))
+        limit += rng.normal(0, 0.16 / k) * np.cos(k * direction + rng.uniform(0, 2 * np.pi))
     return np.hypot(dx, dy) <= radius * np.clip(limit, 0.3, 2.0)
 
 

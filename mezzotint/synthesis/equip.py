@@ -14,7 +14,7 @@ from PIL import Image as pil
 from mezzotint import images
 from mezzotint.contract import read_contract
 from mezzotint.data import metadata
-from mezzotint.data.masks import Mask
+from mezzotint.data.masks import Mask, components
 from mezzotint.errors import InputError
 from mezzotint.synthesis import classes
 from mezzotint.synthesis.shapes import BANK, write_bank
@@ -22,13 +22,14 @@ from mezzotint.synthesis.sources import TYPES, write_types
 
 MASKS = 150  # of each kind at most, drawn at random
 EXAMPLES = 120  # of each type at most
+SPECK = 16 / 128**2  # share of the image
 
 
 def equip(model: Path, folder: Path, seed: int = 0) -> dict[str, int]:
     """Write masks.npz and types.safetensors into a model folder; returns how many masks and examples it got.
 
-    The folder is a training folder whose rows have a class "label", defective ones a "mask". Masks smaller than a
-    placed mask may be are left out.
+    The folder is a training folder whose rows have a class "label", defective ones a "mask". Specks are taken
+    out of the masks, and masks of nothing else left out.
     """
     contract = read_contract(model)
     known = {c.index: c for c in classes.classes(contract)}
@@ -48,7 +49,7 @@ def equip(model: Path, folder: Path, seed: int = 0) -> dict[str, int]:
         elif len(masks := bank.setdefault(c.kind, [])) < MASKS:
             picture = images.read(folder / row.mask).convert("L")
             mask = np.asarray(picture.resize((width, height), pil.Resampling.NEAREST)) >= 128
-            if mask.sum() >= 2 * 10 / 128**2 * mask.size:
+            if (mask := without_specks(mask)).any():
                 masks.append(mask)
     if bank:
         write_bank(model / BANK, bank, width, height)
@@ -57,6 +58,14 @@ def equip(model: Path, folder: Path, seed: int = 0) -> dict[str, int]:
     return {f"{kind} masks": len(found) for kind, found in bank.items()} | {
         f"{name} examples": len(found) for name, found in examples.items()
     }
+
+
+def without_specks(mask: Mask) -> Mask:
+    """The mask without parts too small to be a defect of their own: painted on a good image they would be dots."""
+    labels, count = components(mask)
+    sizes = np.bincount(labels.ravel(), minlength=count + 1)
+    sizes[0] = 0
+    return (sizes >= SPECK * mask.size)[labels]
 
 
 if __name__ == "__main__":

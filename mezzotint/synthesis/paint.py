@@ -92,7 +92,12 @@ def paint_batch(
     mode = "L" if model.codec.pixel_channels == 1 else "RGB"
     pictures = [resized(task.source.path, mode, *model.contract.size) for task in batch]
     drawn = [
-        drawn_from.draw(task.target.kind, region.inside(grey(picture)), np.random.default_rng((task.seed, task.index)))
+        drawn_from.draw(
+            task.target.kind,
+            region.inside(grey(picture)),
+            region.busbars(grey(picture)),
+            np.random.default_rng((task.seed, task.index)),
+        )
         for task, picture in zip(batch, pictures, strict=True)
     ]
     requests = [

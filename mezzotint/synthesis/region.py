@@ -6,7 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mezzotint.data import masks
-from mezzotint.data.masks import Mask
+from mezzotint.data.masks import Busbars, Mask
 
 DARK = 0.62  # of the image's bright level: what lies around a cell is darker
 WHOLE = 0.5  # share of the image below which the bright part is no outline of a thing, and all of the image serves
@@ -24,6 +24,28 @@ def inside(grey: NDArray[np.uint8]) -> Mask:
         return np.ones(grey.shape, dtype=bool)
     found = hull(bright)
     return found if found.mean() >= WHOLE else np.ones(grey.shape, dtype=bool)
+
+
+def busbars(grey: NDArray[np.uint8]) -> Busbars | None:
+    """Heights of the dark horizontal lines across the image (H, W), in parts of it; None unless there are 2 to 5.
+
+    A busbar is a run of rows, at most a fifteenth of the height, whose median over the middle columns lies below the
+    median of the rows around by 4 percent of the bright level and by four times the usual unevenness of rows.
+    """
+    height, width = grey.shape
+    rows = np.median(grey[:, width // 5 : -width // 5], axis=1).astype(float)
+    reach = height // 10
+    padded = np.pad(rows, reach, mode="reflect")
+    around = np.median(np.lib.stride_tricks.sliding_window_view(padded, 2 * reach + 1), axis=1)
+    below = around - rows
+    uneven = 1.4826 * float(np.median(np.abs(below - np.median(below))))
+    dark = np.zeros((1, height), dtype=bool)
+    edge = height // 12  # the frame around a cell is dark too
+    dark[0, edge:-edge] = (below > max(0.04 * np.quantile(grey, 0.9), 4 * uneven))[edge:-edge]
+    labels, count = masks.components(dark)
+    runs = [np.flatnonzero(labels[0] == k) for k in range(1, count + 1)]
+    found = tuple(float(run.mean() + 0.5) / height for run in runs if len(run) <= height // 15)
+    return found if 2 <= len(found) <= 5 and min(np.diff(found)) > 0.1 else None
 
 
 def hull(mask: Mask) -> Mask:

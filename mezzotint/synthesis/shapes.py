@@ -12,7 +12,7 @@ from PIL import Image as pil
 
 from mezzotint import files, images
 from mezzotint.data import masks
-from mezzotint.data.masks import Mask
+from mezzotint.data.masks import Busbars, Mask
 from mezzotint.errors import InputError
 
 BANK = "masks.npz"  # beside the model: masks derived from its training images, packed bits by kind
@@ -51,7 +51,7 @@ class Shapes:
                     f"Put masks into a folder MASKS/{kind}/ and name it with --masks."
                 )
 
-    def draw(self, kind: str, inside: Mask, rng: np.random.Generator) -> Drawn:
+    def draw(self, kind: str, inside: Mask, busbars: Busbars | None, rng: np.random.Generator) -> Drawn:
         """A mask for a defect of this kind. A user's mask is taken as it lies; others are placed inside the thing."""
         given = self.user.get(kind) or self.user.get("")
         if given:
@@ -62,7 +62,7 @@ class Shapes:
             if bank and (shape is None or rng.random() < DERIVED_SHARE):
                 origin, mask = "derived", moved(bank[int(rng.integers(len(bank)))], rng)
             elif shape is not None:
-                origin, mask = "procedural", shape(rng, self.width, self.height)
+                origin, mask = "procedural", shape(rng, self.width, self.height, busbars)
             else:
                 break
             within = mask & inside
