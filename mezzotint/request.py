@@ -34,7 +34,7 @@ class Request:
     guidance: float | None = None  # scale; 1 means no guidance
     guidance_rescale: float = 0.0  # 0..1, Lin et al. 2023
     guidance_interval: tuple[float, float] = (0.0, 1.0)  # part of the path that is guided, 0 = first step
-    image: Image | None = None  # start from this picture
+    image: Image | None = None  # start from this picture, brought to the size asked for
     strength: float | None = None  # 0..1: share of the path walked from `image`; None: 0.8, with a mask 1
     mask: Image | None = None  # white = repaint; black stays the image, to the bit
     start_noise: Tensor | None = None  # (count, C, h, w) in backbone units, unit variance, before any start scale
@@ -58,6 +58,10 @@ class Request:
             raise InputError(f"strength must be above 0 and at most 1, not {self.strength!r}")
         if self.image is None and self.mask is not None:
             raise InputError("a mask says what to repaint of an image, and there is no image: give one (--image)")
+        if self.image is not None and self.mask is not None:
+            (width, height), (across, down) = self.image.size, self.mask.size
+            if width * down != height * across:
+                raise InputError(f"the mask is {across}x{down} and the image {width}x{height}: give both one shape")
         if self.image is None and self.strength is not None:
             raise InputError("strength says how far to leave an image, and there is no image: give one (--image)")
         if (self.width is None) != (self.height is None):

@@ -65,9 +65,7 @@ def same(a: Model, b: Model, conditioning: Conditioning, channels: int, inputs: 
     torch.testing.assert_close(a.codec.decode(z), b.codec.decode(z), rtol=0, atol=0)
 
 
-@pytest.mark.parametrize(
-    ("make", "channels", "inputs"), [(class_model, 3, 3), (dit_model, 4, 4), (solar_model, 4, 24)], ids=str
-)
+@pytest.mark.parametrize(("make", "channels", "inputs"), [(class_model, 3, 3), (dit_model, 4, 4), (solar_model, 4, 24)])
 def test_every_kind_of_part_comes_back_to_the_bit(
     tmp_path: Path, make: Callable[[], Model], channels: int, inputs: int
 ) -> None:
@@ -155,6 +153,11 @@ def edit(path: Path, key: str, change: Callable[[torch.Tensor], torch.Tensor]) -
     save_file(tensors | {key: change(tensors[key])}, path, {"format": "pt"})
 
 
+def reconfigure(folder: Path, **settings: object) -> None:
+    path = folder / "unet" / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | settings))
+
+
 def test_weights_that_disagree_with_their_contract_are_refused_and_force_is_remembered(tmp_path: Path) -> None:
     save(class_model(), tmp_path / "m")
     edit(tmp_path / "m" / "unet" / WEIGHTS, "conv_in.bias", lambda t: t + 1e-6)
@@ -188,6 +191,12 @@ def test_saving_refuses_a_codec_the_contract_does_not_speak_of(tmp_path: Path) -
         (lambda m: (m / "unet" / "config.json").write_text("{}"), "_class_name is None; known here: UNet2DModel"),
         (lambda m: (m / "unet" / "config.json").write_text('{"_class_name": ["x"]}'), "_class_name is"),
         (lambda m: (m / "unet" / "config.json").write_text('{"_class_name": "UNet2DModel", "layer": 3}'), "layer"),
+        (lambda m: reconfigure(m, block_out_channels="big"), "not of the kind it must be"),
+        (lambda m: reconfigure(m, norm_num_groups=0), "no network can be built|norm_num_groups"),
+        (lambda m: reconfigure(m, block_out_channels=[10**12, 32]), "no network can be built|missing|of another shape"),
+        (lambda m: reconfigure(m, layers_per_block=None), "not of the kind it must be"),
+        (lambda m: reconfigure(m, in_channels=4), "in_channels is 3 in .* but 4 in"),
+        (lambda m: reconfigure(m, down_block_types=["Odd", "AttnDownBlock2D"]), "no network can be built.*Odd"),
         (lambda m: edit(m / "unet" / WEIGHTS, "conv_in.bias", lambda t: t[:3]), "weights is|of another shape"),
         (lambda m: (m / "unet" / WEIGHTS).write_bytes((m / "unet" / WEIGHTS).read_bytes()[:-9]), "not an intact"),
     ],

@@ -19,8 +19,11 @@ def fill(build: Callable[[], Network], tensors: Mapping[str, Tensor], dtype: tor
 
     Weights already in `dtype` are not copied. InputError lists missing, unexpected and misshapen tensors briefly.
     """
-    with torch.device("meta"):
-        network = build()
+    try:
+        with torch.device("meta"):
+            network = build()
+    except (InputError, ValueError, TypeError, ArithmeticError, AttributeError, LookupError, RuntimeError) as error:
+        raise InputError(f"{at}: no network can be built from its configuration: {error}") from error
     expected = network.state_dict()
     problems = [
         _listing("missing", sorted(expected.keys() - tensors.keys())),

@@ -25,6 +25,9 @@ def steering(model: Model, requests: Sequence[Request], scale: float) -> tuple[C
     distilled = facts.guidance.distilled
     if scale != 1.0 and not distilled and facts.guidance.dropout <= 0.0:
         raise InputError(f"guidance {scale:g} needs a model trained with its condition dropped at times: use 1")
+    if any(request.negative for request in requests) and (distilled or scale == 1.0):
+        why = "this model is distilled and has none" if distilled else "that is off at scale 1"
+        raise InputError(f"a negative prompt acts through guidance, and {why}: leave it out, or raise the guidance")
     wanted = _read(model, [(request.prompt, request.label) for request in requests])
     counts = torch.tensor([request.count for request in requests])
     if distilled:
@@ -40,6 +43,8 @@ def _read(model: Model, wishes: Sequence[tuple[str, int | str | None]]) -> Condi
     prompts = [prompt for prompt, _ in wishes]
     label = None
     if classes is not None:
+        if model.text is None and any(prompt and given is not None for prompt, given in wishes):
+            raise InputError("this model was trained without text: name the class as label or as prompt, not both")
         chosen = [given if given is not None or model.text else prompt or None for prompt, given in wishes]
         label = torch.tensor([class_index(classes, name) for name in chosen])
     elif any(given is not None for _, given in wishes):
