@@ -41,8 +41,8 @@ class PatchPCA(nn.Module):
     """z = E (x - m) by a strided convolution, x = m + D z by its transpose; both linear, one matrix each.
 
     With overlap 0 and orthonormal rows E = D^T this is principal component analysis of the patches (Hotelling 1933):
-    the least squared error of any linear codec that treats patches alone. A patch knows nothing of its neighbours then, and
-    errors in z show as blocks. With an overlap, basis functions of neighbouring patches run into each other as in
+    the least squared error of any linear codec that treats patches alone. A patch knows nothing of its neighbours then,
+    and errors in z show as blocks. With an overlap, basis functions of neighbouring patches run into each other as in
     lapped transforms (Malvar & Staelin 1989), which lowers the error and leaves no block edges.
     """
 

@@ -109,7 +109,7 @@ def smooth(x: Tensor, sigma: float = 1.5) -> Tensor:
 
 
 def line_bank(count: int = 16, size: int = 19, width: float = 1.1, length: float = 4.5) -> Tensor:
-    """(count, 1, size, size) second derivatives of elongated Gaussians; a line of unit depth, 2 pixels wide, gives 1."""
+    """(count, 1, size, size) second derivatives of elongated Gaussians; a line of unit depth gives 1."""
     axis = torch.arange(size) - size // 2
     y, x = torch.meshgrid(axis, axis, indexing="ij")
     bank = []
@@ -122,7 +122,7 @@ def line_bank(count: int = 16, size: int = 19, width: float = 1.1, length: float
 
 
 def line_response(residual: Tensor) -> Tensor:
-    """Depth of the best-fitting dark line through each pixel (N, H, W); medians of rows, misfitted busbars, are removed."""
+    """Depth of the best-fitting dark line through each pixel (N, H, W); rows lose their median, a misfitted busbar."""
     level = residual - residual.median(2, keepdim=True).values
     bank = line_bank()
     pad = bank.shape[-1] // 2
@@ -195,7 +195,7 @@ class Judge:
 
     @classmethod
     def fit(cls, healthy: list[list[Floats]], defective: list[list[Floats]], false_alarms: float) -> Judge:
-        """Newton's method on the penalised likelihood; the threshold lets a share of healthy images keep any."""
+        """Newton's method on the penalised likelihood; a share of healthy images may keep any."""
         rows = [f for image in healthy for f in image], [f for image in defective for f in image]
         x = np.array([*rows[0], *rows[1]], dtype=np.float64)
         y = np.array([0.0] * len(rows[0]) + [1.0] * len(rows[1]))
