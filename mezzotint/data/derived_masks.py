@@ -220,7 +220,7 @@ def derive(
     progress: Callable[[int, int], None] | None = None,
     types: tuple[str, ...] = solar_cells.TYPES,
 ) -> dict[str, int]:
-    """From a solar-cell training folder, write `out`: healthy cells, and each defective cell once per kind with its mask.
+    """From a solar-cell training folder, write `out`: healthy cells, and each defective cell once per kind of defect.
 
     Rows of `out` hold file_name, text, label (type and kind), mask, and `mask_origin` "derived". Returns how many rows
     each class got. Healthy model, judges and thresholds come from this folder alone.
