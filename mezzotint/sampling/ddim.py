@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from mezzotint.process import Process, RectifiedFlow
-from mezzotint.sampling.gaussian import transition
+from mezzotint.sampling.gaussian import checked, transition
 from mezzotint.sampling.path import Denoise, Moment, Path, Rng, Step, entered
 from mezzotint.sampling.spacing import LEADING, WHOLE, Spacing, final, levels, paired
 
@@ -23,17 +23,18 @@ class DDIM:
     spacing: Spacing = LEADING
     last: str = "clean"
 
+    def __post_init__(self) -> None:
+        checked(self.eta)
+
     def path(self, process: Process, steps: int, start: int = 0, tokens: int | None = None) -> Path:
         visited = levels(process, steps, self.spacing, WHOLE, tokens)
         last = final(process, self.last)
         if isinstance(process.schedule, RectifiedFlow) or self.spacing.ramp != "none":
             return entered(paired(visited, last), start)
-        stride = (
-            process.schedule.timesteps // steps
-        )  # DDIM steps to t - T // n, which need not be the next listed timestep
-        return entered(
-            [Step(now, process.level(now.t - stride) if now.t >= stride else last) for now in visited], start
-        )
+        # DDIM steps to t - T // n, which need not be the next listed timestep.
+        stride = process.schedule.timesteps // steps
+        ends = [process.level(now.t - stride) if now.t >= stride else last for now in visited]
+        return entered([Step(now, end) for now, end in zip(visited, ends, strict=True)], start)
 
     def step(self, denoise: Denoise, x: Tensor, step: Step, history: list[Moment], rng: Rng) -> Tensor:
         estimate = denoise(x, step.now)

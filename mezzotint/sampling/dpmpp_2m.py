@@ -1,4 +1,4 @@
-"""DPM-Solver++ (2M) and its SDE form (Lu 2022b, "DPM-Solver++")."""
+"""DPM-Solver++ (2M) and its SDE form (Lu 2022, "DPM-Solver++")."""
 
 from __future__ import annotations
 
@@ -7,27 +7,33 @@ from dataclasses import dataclass, replace
 
 from torch import Tensor
 
+from mezzotint.errors import InputError
 from mezzotint.process import Process
 from mezzotint.process.level import half_log_snr
-from mezzotint.sampling.gaussian import kept_ratio
+from mezzotint.sampling.gaussian import checked, kept_ratio
 from mezzotint.sampling.path import Denoise, Moment, Path, Rng, Step, entered
 from mezzotint.sampling.spacing import DPM, LINSPACE, Spacing, final, levels, paired
 
 
 @dataclass(frozen=True, slots=True)
 class DPMpp2M:
-    """Second-order multistep in h = lambda' - lambda, lambda = log(alpha / sigma), on the clean estimate (alg. 2).
+    """Second-order multistep in h = lambda' - lambda, lambda = log(alpha / sigma), on the clean estimate (algorithm 2).
 
-    x' = (sigma'/sigma) r^(n-1) x - alpha' (r^n - 1) D, r = e^-h, n = 1; D = clean + h / (2 h_before) (clean -
-    clean_before). The SDE form (eq. 17) has n = 2 and adds sigma' sqrt(1 - r^2) z. The last step is of first order if
-    it ends clean or, with `lower_order_final`, on a path of fewer than 15 steps.
+    x' = (sigma'/sigma) r^eta x + alpha' (1 - r^(1 + eta)) D + sigma' sqrt(1 - r^(2 eta)) z with r = e^-h and
+    D = clean + h / (2 h_before) (clean - clean_before): the ODE at eta 0, the SDE (section 6) at eta 1. The last step
+    is of first order, D = clean, if it ends clean or, with `lower_order_final`, on a path of fewer than 15 steps.
     """
 
-    noise: float = 0.0  # 0: the ODE (2M); 1: the SDE (2M SDE)
+    eta: float = 0.0
     spacing: Spacing = LINSPACE
     last: str = "clean"
     solver_order: int = 2
     lower_order_final: bool = True
+
+    def __post_init__(self) -> None:
+        checked(self.eta)
+        if self.solver_order not in (1, 2):
+            raise InputError(f"sampler 'dpmpp_2m' has no solver order {self.solver_order}: use 1 or 2")
 
     def path(self, process: Process, steps: int, start: int = 0, tokens: int | None = None) -> Path:
         walk = paired(levels(process, steps, self.spacing, DPM, tokens), final(process, self.last))
@@ -45,8 +51,7 @@ class DPMpp2M:
             h, h_before = half_log_snr(next) - half_log_snr(now), half_log_snr(now) - half_log_snr(before.level)
             direction = clean + (clean - before.clean) * (0.5 * h / h_before)
         r = kept_ratio(step)
-        if self.noise == 0.0:
-            return (x * (next.sigma / now.sigma)).add_(direction, alpha=next.alpha * (1.0 - r))
-        x = (x * (next.sigma / now.sigma * r)).add_(direction, alpha=next.alpha * (1.0 - r * r))
-        fresh = next.sigma * math.sqrt(1.0 - r * r)
+        kept = r**self.eta
+        x = (x * (next.sigma / now.sigma * kept)).add_(direction, alpha=next.alpha * (1.0 - r * kept))
+        fresh = next.sigma * math.sqrt(1.0 - kept * kept)
         return x.add_(rng(x), alpha=fresh) if fresh > 0.0 else x

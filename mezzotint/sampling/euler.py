@@ -8,7 +8,7 @@ from torch import Tensor
 
 from mezzotint.errors import InputError
 from mezzotint.process import CLEAN, Process, RectifiedFlow
-from mezzotint.sampling.gaussian import transition
+from mezzotint.sampling.gaussian import checked, transition
 from mezzotint.sampling.path import Denoise, Moment, Path, Rng, Step, entered
 from mezzotint.sampling.spacing import FRACTIONAL, LINSPACE, Spacing, levels, paired
 
@@ -24,6 +24,9 @@ class Euler:
     eta: float = 0.0
     spacing: Spacing = LINSPACE
 
+    def __post_init__(self) -> None:
+        checked(self.eta)
+
     def path(self, process: Process, steps: int, start: int = 0, tokens: int | None = None) -> Path:
         visited = levels(process, steps, self.spacing, FRACTIONAL, tokens)
         scale = 1.0 if self.spacing.rule == "leading" else visited[0].sigma
@@ -36,10 +39,20 @@ class Euler:
 
 
 @dataclass(frozen=True, slots=True)
-class FlowEuler(Euler):
-    """Euler for rectified flows alone: refuses other schedules, where its steps would not be straight."""
+class FlowEuler:
+    """x' = x + (sigma' - sigma)(noise - clean), the same rule once more, for rectified flows alone.
+
+    Refuses other schedules, so that a flow's name never stands for another method.
+    """
+
+    spacing: Spacing = LINSPACE
 
     def path(self, process: Process, steps: int, start: int = 0, tokens: int | None = None) -> Path:
         if not isinstance(process.schedule, RectifiedFlow):
-            raise InputError(f"sampler 'flow_euler' cannot serve schedule '{process.schedule.betas}': use 'euler'")
-        return Euler.path(self, process, steps, start, tokens)
+            raise InputError(f"sampler 'flow_euler' cannot serve schedule '{process.schedule.name}': use 'euler'")
+        return entered(paired(levels(process, steps, self.spacing, FRACTIONAL, tokens), CLEAN), start)
+
+    def step(self, denoise: Denoise, x: Tensor, step: Step, history: list[Moment], rng: Rng) -> Tensor:
+        estimate = denoise(x, step.now)
+        history.append(Moment(step.now, x, estimate.clean))
+        return transition(estimate, step, 0.0, rng)

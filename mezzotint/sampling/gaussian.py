@@ -6,6 +6,7 @@ import math
 
 from torch import Tensor
 
+from mezzotint.errors import InputError
 from mezzotint.process import Estimate
 from mezzotint.sampling.path import Rng, Step
 
@@ -13,6 +14,12 @@ from mezzotint.sampling.path import Rng, Step
 def kept_ratio(step: Step) -> float:
     """r = (alpha sigma') / (alpha' sigma) = e^-h, h the gain in log(alpha / sigma); 0 from pure noise or to clean."""
     return (step.now.alpha * step.next.sigma) / (step.next.alpha * step.now.sigma)
+
+
+def checked(eta: float) -> None:
+    """eta scales fresh noise between none (0) and all that the posterior has (1)."""
+    if not 0.0 <= eta <= 1.0:
+        raise InputError(f"eta {eta:g} is not inside 0..1: 0 is deterministic, 1 draws the posterior's whole noise")
 
 
 def transition(estimate: Estimate, step: Step, eta: float, rng: Rng, widen: float = 1.0) -> Tensor:

@@ -16,8 +16,8 @@ from mezzotint.sampling.spacing import FRACTIONAL, LINSPACE, Spacing, levels, pa
 class Heun:
     """An Euler step, then the mean of both ends' slopes: n levels cost 2n - 1 evaluations, the last step being Euler's.
 
-    The slope is d(x / alpha) / d(sigma / alpha) = noise (eq. 3, 4). On a rectified flow, and from pure noise where x /
-    alpha has no value, it is d(x / k) / d(sigma / k) = noise - clean with k = alpha + sigma.
+    The slope is the paper's d_i, d(x / alpha) / d(sigma / alpha) = noise. On a rectified flow, and from pure noise
+    where x / alpha has no value, it is d(x / k) / d(sigma / k) = noise - clean with k = alpha + sigma.
     """
 
     spacing: Spacing = LINSPACE

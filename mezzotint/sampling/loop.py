@@ -8,12 +8,10 @@ import torch
 from torch import Tensor
 
 from mezzotint.process import Level
-from mezzotint.sampling.path import Denoise, Moment, Path, Rng, Sampler, Step
+from mezzotint.sampling.path import MEMORY, Denoise, Moment, Path, Rng, Sampler, Step
 
 Pin = Callable[[Tensor, Level[float]], Tensor]
 Watch = Callable[[int, Step, Tensor, list[Moment]], None]
-
-MEMORY = 3  # moments kept: as many as the longest multistep solver looks back
 
 
 def sample(

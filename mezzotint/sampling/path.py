@@ -14,6 +14,8 @@ from mezzotint.process import Estimate, Level, Process
 Denoise = Callable[[Tensor, Level[float]], Estimate]  # (x, level) -> both parts of x
 Rng = Callable[[Tensor], Tensor]  # draws standard normal noise shaped like its argument
 
+MEMORY = 3  # moments kept in the history: as many as the longest multistep solver looks back
+
 
 @dataclass(frozen=True, slots=True)
 class Step:

@@ -6,12 +6,12 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-import numpy as np
 from torch import Tensor
 
+from mezzotint.errors import InputError
 from mezzotint.process import Level, Process
 from mezzotint.process.level import half_log_snr
-from mezzotint.sampling.path import Denoise, Moment, Path, Rng, Step, entered
+from mezzotint.sampling.path import MEMORY, Denoise, Moment, Path, Rng, Step, entered
 from mezzotint.sampling.spacing import LINSPACE, UNIPC, Spacing, final, finite_start, levels, paired
 
 Node = tuple[Level[float], Tensor]  # a level and the clean estimate there
@@ -27,6 +27,10 @@ class UniPC:
     spacing: Spacing = LINSPACE
     last: str = "clean"
     solver_order: int = 2
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.solver_order <= MEMORY:
+            raise InputError(f"sampler 'unipc' has no solver order {self.solver_order}: use 1 to {MEMORY}")
 
     def path(self, process: Process, steps: int, start: int = 0, tokens: int | None = None) -> Path:
         visited = finite_start(levels(process, steps, self.spacing, UNIPC, tokens))
@@ -68,5 +72,18 @@ def weights(r: Sequence[float], h: float) -> list[float]:
     for i in range(1, len(r) + 1):
         right.append(phi * math.factorial(i) / math.expm1(-h))
         phi = phi / -h - 1.0 / math.factorial(i + 1)
-    left = [[r_k**i for r_k in r] for i in range(len(r))]
-    return np.linalg.solve(np.array(left), np.array(right)).tolist()
+    return vandermonde(r, right)
+
+
+def vandermonde(r: Sequence[float], right: list[float]) -> list[float]:
+    """rho with sum_k rho_k r_k^i = right_i for i from 0 (Bjorck and Pereyra 1970), in plain floats."""
+    n, rho = len(r), list(right)
+    for k in range(n - 1):
+        for i in range(n - 1, k, -1):
+            rho[i] -= r[k] * rho[i - 1]
+    for k in range(n - 2, -1, -1):
+        for i in range(k + 1, n):
+            rho[i] /= r[i] - r[i - k - 1]
+        for i in range(k, n - 1):
+            rho[i] -= rho[i + 1]
+    return rho
