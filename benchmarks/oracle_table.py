@@ -48,8 +48,8 @@ objective are compared.
 """
 
 NOTES = """
-A dash: the reference has no such combination (ours works there, see
-`test_every_sampler_serves_every_process_that_it_does_not_refuse`).
+A dash: not compared, mostly because the reference has no such combination. Where ours serves it, it is tested on data
+with a known denoiser alone (`test_every_sampler_serves_every_process_that_it_does_not_refuse`).
 
 (1) The reference is run in double precision on its own float32 tables, because its float32 arithmetic loses more than
 5e-6 by itself: Euler and Heun carry x / alpha, up to 20,000 times x on the cosine schedule, DDPM subtracts numbers
@@ -59,13 +59,13 @@ near 1, flow Heun divides a difference by a small sigma. Against the reference a
 
 FAULTS = """
 (2) Heun in Karras' coordinates multiplies float32 rounding by alpha'/alpha, 157 over a path of two steps on `linear`
-and 20,000 on `cosine`: no arithmetic in float32 does better, and the tests' tolerance says so.
+and 20,000 on `cosine`; the test allows Heun 2^-24 times that factor where it exceeds 5e-6.
 
 Where the reference is at fault we differ and the test says so: at zero terminal SNR its sigma samplers clamp
 alpha_bar to 2^-24, ours step from pure noise exactly (UniPC alone needs a finite log-SNR and keeps the clamp); and
-where it cuts 998.99999, a rounding error, to timestep 998, ours tells the network 999. Everything else that looks odd
-is the reference's and is kept, one named function each in `mezzotint/sampling/spacing.py`, one `test_trap_...` each
-in the tests.
+where it cuts 998.99999, a rounding error, to timestep 998, ours tells the network 999. For these cells the comparison
+puts the reference's first level in place of ours. Everything else that looks odd is the reference's and is kept, one
+named function each in `mezzotint/sampling/spacing.py`, one `test_trap_...` each in the tests.
 """
 
 
