@@ -66,6 +66,12 @@ def test_types_come_from_the_recipe_the_metadata_or_the_neighbours(tmp_path: Pat
     for source in sources.sources(good, known(), None, model):
         assert source.type == ("mono" if source.path.name.startswith("0_") else "poly")
         assert source.known_by == "measured"
+    assert sources.strangers(sorted(good.iterdir()), model / sources.TYPES) == (0, 12)
+    for i in range(4):
+        Image.effect_noise((32, 32), 90).save(good / f"noise{i}.png")
+    assert sources.strangers(sorted(good.iterdir()), model / sources.TYPES) == (4, 16)
+    for path in good.glob("noise*"):
+        path.unlink()
     metadata.write(good, [{"file_name": "0_00.png", "type": "poly"}, {"file_name": "0_01.png", "label": 3}])
     found = {s.path.name: (s.type, s.known_by) for s in sources.sources(good, known(), None, model)}
     assert found["0_00.png"] == found["0_01.png"] == ("poly", "metadata")

@@ -109,9 +109,10 @@ def make(plan: Recipe, *, quiet: bool) -> dict[str, Any]:
     if real or plan.training is not None:
         weights_file()
     model = load(plan.model)
+    known = stranger_check(plan)
     with console.progress(quiet=quiet) as bars:
         records = paint(plan, model, counter(bars, "painting", quiet))
-        judgement = judged(plan, model.contract.size, records, real, lambda what: counter(bars, what, quiet))
+        judgement = known | judged(plan, model.contract.size, records, real, lambda what: counter(bars, what, quiet))
     sheets.contact_sheet(plan.out, records)
     sheets.comparison_sheet(plan.out, records, real, plan.seed)
     page = report.write(plan, model.contract, records, judgement)
@@ -125,6 +126,22 @@ def make(plan: Recipe, *, quiet: bool) -> dict[str, Any]:
         "manifest": str(manifest),
         **findings(judgement),
     }
+
+
+def stranger_check(plan: Recipe) -> dict[str, Any]:
+    """How many good images are unlike what the model was trained on, as far as it carries examples; warns on stderr."""
+    from mezzotint.synthesis.sources import TYPES, strangers
+
+    if not (plan.model / TYPES).is_file():
+        return {}
+    strange, looked = strangers(images.find(plan.good), plan.model / TYPES)
+    if strange:
+        print(
+            f"mezzotint: {strange} of {looked} good images looked at are unlike those the model was trained on: "
+            f"it paints the defects it knows.",
+            file=sys.stderr,
+        )
+    return {"unlike": {"strange": strange, "looked_at": looked}}
 
 
 def judged(

@@ -103,6 +103,12 @@ def limits(contract: Contract, records: Sequence[dict[str, Any]], judgement: dic
             "The distance also sees what painting cannot change: real defective images differ from the good ones in "
             "brightness and background too, so the painted images cannot reach the floor by painting alone."
         )
+    if (unlike := judgement.get("unlike")) and unlike["strange"]:
+        found.insert(
+            0,
+            f"{unlike['strange']} of {unlike['looked_at']} good images that were looked at are unlike those the model "
+            f"was trained on. Do not expect it to paint what a defect looks like on them.",
+        )
     if derived:
         found.append(
             f"{derived} masks are derived: a procedure found their shapes in training images without masks. They were "
