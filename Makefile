@@ -40,7 +40,7 @@ demo: $(STAMPS)/demo ## the main job on real solar cells; DEMO_OUT=DIR says wher
 	$(BIN)/mezzotint demo --out $(DEMO_OUT)
 
 test: lint ## every check: ruff, pyright, pytest
-	$(BIN)/python -m pytest -n $(JOBS) $(PYTEST_ARGS)
+	$(BIN)/python -m pytest -n $(JOBS) --dist worksteal $(PYTEST_ARGS)
 
 lint: $(STAMPS)/dev ## ruff and pyright alone
 	$(BIN)/ruff check
