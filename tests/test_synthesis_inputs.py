@@ -234,6 +234,9 @@ def test_recipes_are_strict_and_round_trip(tmp_path: Path) -> None:
     ):
         with pytest.raises(InputError, match=message):
             recipe.check(content | change, "here")
+    same = recipe.check(content | {"model": Path("a b").resolve(), "count": 99, "out": "elsewhere"}, "here")
+    assert recipe.changes(plan, same) == []
+    assert recipe.changes(plan, same.model_copy(update={"steps": 9})) == ["steps was None, now 9"]
     (tmp_path / "bad.toml").write_text("count = = 3")
     with pytest.raises(InputError, match="not valid TOML"):
         recipe.read(tmp_path / "bad.toml")

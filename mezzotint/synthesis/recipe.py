@@ -74,5 +74,13 @@ def to_toml(recipe: Recipe) -> str:
 
 def changes(old: Recipe, new: Recipe) -> list[str]:
     """What differs between two recipes and must not where a folder is continued, as "key: old -> new"."""
-    a, b = old.model_dump(mode="json"), new.model_dump(mode="json")
-    return [f"{key} was {a[key]!r}, now {b[key]!r}" for key in a if key not in FREE and a[key] != b[key]]
+
+    def told(value: Any) -> Any:
+        return value.resolve() if isinstance(value, Path) else value  # however a place is named, it is the same
+
+    pairs = [(key, getattr(old, key), getattr(new, key)) for key in Recipe.model_fields if key not in FREE]
+    return [f"{key} was {_shown(a)}, now {_shown(b)}" for key, a, b in pairs if told(a) != told(b)]
+
+
+def _shown(value: Any) -> str:
+    return str(value) if isinstance(value, Path) else repr(value)
