@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import math
 import signal
 import threading
@@ -57,9 +58,15 @@ def train(plan: Recipe, resume: bool = False, watch: Watch | None = None) -> Out
     folder = Path(plan.out)
     if plan.threads:
         torch.set_num_threads(plan.threads)
-    if not resume and (folder / RECIPE).exists():
+    if not resume and (state.newest(folder / CHECKPOINTS) or (folder / MODEL).exists()):
         raise InputError(f"{folder} holds a run already: go on with --resume, or choose another with --set out=FOLDER.")
     accelerator = _accelerator(plan)
+    with _alone(folder) if accelerator.is_main_process else contextlib.nullcontext():
+        return _run(plan, resume, accelerator, watch)
+
+
+def _run(plan: Recipe, resume: bool, accelerator: Accelerator, watch: Watch) -> Outcome:
+    folder = Path(plan.out)
     start = _start(plan, folder) if resume else None
     torch.manual_seed(draws.number(plan.seed, 0, "start"))
     job = method(plan, Place(folder, accelerator.device, watch.prepare))
@@ -259,6 +266,22 @@ def _preview(job: Method, average: nn.Module, path: Path, step: int) -> None:
     pictures = job.preview(average, step)
     if pictures:
         files.write_with(path, lambda temporary: grid(pictures).save(temporary, format="PNG"))
+
+
+@contextlib.contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    """Hold the run folder; the lock goes with the process, however that ends. InputError where another run has it."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        handle = open(folder / ".lock", "w")  # noqa: SIM115 (closed below, after the run)
+    except OSError as error:
+        raise InputError(f"cannot write into {folder}: {error.strerror or error}. Choose another folder.") from error
+    with handle:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise InputError(f"another process is training in {folder}: wait for it, or stop it first.") from error
+        yield
 
 
 @contextlib.contextmanager

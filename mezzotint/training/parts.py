@@ -20,10 +20,10 @@ from mezzotint.contract import FILE, TextFacts, agree, check_codec, check_finetu
 from mezzotint.errors import InputError
 from mezzotint.families import Model, load
 from mezzotint.families.native import AUTOENCODERS
-from mezzotint.process import Process, RectifiedFlow
+from mezzotint.process import Process, RectifiedFlow, weighting
 from mezzotint.text import TextEncoder
 from mezzotint.training.codecs import read_codec
-from mezzotint.training.recipe import Recipe
+from mezzotint.training.recipe import Loss, Recipe
 
 # recipe name -> module, network, configuration
 BACKBONES = {
@@ -99,6 +99,12 @@ def autoencoder(recipe: Recipe) -> nn.Module:
     known = {f.name for f in fields(part.config)}
     implied = {key: recipe.data.channels for key in ("in_channels", "out_channels", "pixel_channels") if key in known}
     return part.network(_config(part.config, {**implied, **plan.config}, "vae.config"))
+
+
+def check_loss(plan: Loss, under: Process) -> None:
+    """InputError for a density or weighting that does not exist, before anything is prepared for it."""
+    t = weighting.draw_times(under, 1, torch.Generator(), plan.density, plan.mean, plan.deviation)  # type: ignore[arg-type]
+    weighting.weights(under, under.levels(t), plan.weighting, plan.gamma)
 
 
 def times(under: Process, share: Tensor) -> Tensor:

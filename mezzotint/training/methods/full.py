@@ -33,6 +33,7 @@ class Full:
         self.process = parts.process(recipe, start)
         self.codec, codec_file = parts.codec(recipe, start)
         self.codec.autoencoder.to(place.device)
+        parts.check_loss(recipe.loss, self.process)
         self.text = parts.text(recipe, start)
         network = parts.backbone(recipe, self.codec, self.text, start)
         self.trained: dict[str, nn.Module] = {"backbone": network.to(place.device)}
