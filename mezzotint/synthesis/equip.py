@@ -22,14 +22,14 @@ from mezzotint.synthesis.sources import TYPES, write_types
 
 MASKS = 150  # of each kind at most, drawn at random
 EXAMPLES = 120  # of each type at most
-SPECK = 16 / 128**2  # share of the image
+SPECK, LEAST = 16 / 128**2, 28 / 128**2  # shares of the image: of a part, of a mask
 
 
 def equip(model: Path, folder: Path, seed: int = 0) -> dict[str, int]:
     """Write masks.npz and types.safetensors into a model folder; returns how many masks and examples it got.
 
     The folder is a training folder whose rows have a class "label", defective ones a "mask". Specks are taken
-    out of the masks, and masks of nothing else left out.
+    out of the masks, and masks of little else left out.
     """
     contract = read_contract(model)
     known = {c.index: c for c in classes.classes(contract)}
@@ -49,7 +49,7 @@ def equip(model: Path, folder: Path, seed: int = 0) -> dict[str, int]:
         elif len(masks := bank.setdefault(c.kind, [])) < MASKS:
             picture = images.read(folder / row.mask).convert("L")
             mask = np.asarray(picture.resize((width, height), pil.Resampling.NEAREST)) >= 128
-            if (mask := without_specks(mask)).any():
+            if (mask := without_specks(mask)).mean() >= LEAST:
                 masks.append(mask)
     if bank:
         write_bank(model / BANK, bank, width, height)

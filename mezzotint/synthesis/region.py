@@ -13,7 +13,7 @@ WHOLE = 0.5  # share of the image below which the bright part is no outline of a
 
 
 def inside(grey: NDArray[np.uint8]) -> Mask:
-    """The convex hull of the bright pixels (H, W) without its rim; everything where that is less than half of it.
+    """The convex hull of the bright pixels (H, W); everything where that is less than half of the image.
 
     Cells are convex, octagons where the corners are chamfered, and lie on a darker ground: busbars and dark defects
     within do not dent the hull. Specks are dropped before it is spanned.
@@ -22,7 +22,7 @@ def inside(grey: NDArray[np.uint8]) -> Mask:
     bright[[0, -1]] = bright[:, [0, -1]] = False  # eroding spares the border
     if bright.mean() < WHOLE / 2:
         return np.ones(grey.shape, dtype=bool)
-    found = hull(bright)
+    found = masks.dilate(hull(bright), 2)  # back to where the bright part ends: dark areas reach the very edge
     return found if found.mean() >= WHOLE else np.ones(grey.shape, dtype=bool)
 
 
