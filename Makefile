@@ -45,7 +45,7 @@ test: lint ## every check: ruff, pyright, pytest
 lint: $(STAMPS)/dev ## ruff and pyright alone
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
-	$(BIN)/pyright
+	$(BIN)/pyright --project pyproject.toml
 
 format: $(STAMPS)/dev ## write the code in its one format
 	$(BIN)/ruff check --fix
