@@ -233,3 +233,25 @@ def test_the_discriminator_judges_every_image_alone() -> None:
     alone = torch.cat([judge(one[None]) for one in pixels])
     assert together.shape == (3, 1, 6, 6)
     assert torch.allclose(together, alone, atol=1e-6)
+
+
+def test_channel_weights_count_errors_as_pixels_do_at_power_two() -> None:
+    """For an orthonormal codec the weighted error of whitened latents is the pixel error, up to one constant."""
+    from mezzotint.codec import Codec, LatentSpace
+    from mezzotint.codec.patch_pca import PatchPCAConfig, principal_components
+    from mezzotint.training.methods.full import channel_weights
+
+    rng = torch.Generator().manual_seed(0)
+    pixels = torch.rand(8, 1, 16, 16, generator=rng).cumsum(-1)
+    bare = principal_components(PatchPCAConfig(1, 16, patch=4), pixels)
+    deviation = bare.encode(pixels).std((0, 2, 3))
+    codec = Codec(bare, LatentSpace(tuple((1 / deviation).tolist())))
+    weights = channel_weights(codec.space, 16, 2.0)
+    ratios = []
+    for _ in range(3):
+        wrong = torch.randn(1, 16, 4, 4, generator=rng)
+        seen = codec.decode(wrong) - codec.decode(torch.zeros_like(wrong))
+        ratios.append((weights * wrong.square()).mean() / seen.square().mean())
+    assert torch.allclose(torch.stack(ratios), ratios[0].expand(3), rtol=1e-4)
+    assert torch.equal(channel_weights(codec.space, 16, 0.0), torch.ones(1, 16, 1, 1))
+    assert channel_weights(LatentSpace(0.18), 4, 1.0).flatten().tolist() == pytest.approx([1.0] * 4)

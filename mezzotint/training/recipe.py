@@ -80,13 +80,14 @@ class CodecPart(Section):
 
 
 class Loss(Section):
-    """How samples of different noise count: names as in mezzotint.process.weighting."""
+    """How samples of different noise count (names as in mezzotint.process.weighting), and channels of other size."""
 
     weighting: str = "uniform"
     gamma: Annotated[float, Field(gt=0)] = 5.0  # min-SNR
     density: str = "uniform"  # of the training times
     mean: float = 0.0  # logit-normal
     deviation: Annotated[float, Field(gt=0)] = 1.0  # logit-normal
+    channel_power: Annotated[float, Field(ge=0)] = 0.0  # 0: channels alike; 1: by their size in the autoencoder's units
 
 
 class Vae(Section):

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
-from mezzotint.codec import inpaint_concat
+from mezzotint.codec import LatentSpace, inpaint_concat
 from mezzotint.conditioning import Conditioning
 from mezzotint.data import cache, folder
 from mezzotint.data.folder import ImageFolder
@@ -56,6 +56,8 @@ class Full:
             self.preview_masks = self.images.masks if len(self.images.masks) else self.bank
         self.validation_images: ImageFolder | None = None
         self.held_out = self._held_out(codec_file)
+        self.channels = channel_weights(self.codec.space, self.codec.channels, recipe.loss.channel_power)
+        self.channels = self.channels.to(place.device)
 
     def draw(self, step: int) -> Batch:
         """Images in shuffled or balanced order; noise, times, mirroring, dropout and masks drawn for this step."""
@@ -79,6 +81,8 @@ class Full:
     def loss(self, batch: Batch, step: int) -> tuple[Tensor, dict[str, Tensor]]:
         """The weighted mean of squared errors; inside the mask an error counts `inpaint.inside_weight` times."""
         error, level = self._error(self.trained["backbone"], batch)  # (B, C, h, w)
+        if self.recipe.loss.channel_power:
+            error = error * self.channels
         if self.recipe.inpaint and self.recipe.inpaint.inside_weight != 1:
             k = self.recipe.inpaint.k
             inside = batch["concat"][:, : k * k].amax(1, keepdim=True)  # (B, 1, h, w)
@@ -187,6 +191,17 @@ class Full:
             codec_file,
             watch=lambda done, total: self.place.watch(f"latents of {name}", done, total),
         )
+
+
+def channel_weights(space: LatentSpace, channels: int, power: float) -> Tensor:
+    """(1, C, 1, 1) of mean 1: the size of a unit of each latent channel in the autoencoder's units, to a power.
+
+    A whitened latent space makes components that nobody sees as large as those everyone does: at power 2 an error
+    counts as it does in the pixels of an orthonormal codec, at 0 as in the latents; 1 is between.
+    """
+    size = 1 / torch.tensor(space.scale).abs().expand(channels)
+    weights = size**power
+    return (weights / weights.mean()).view(1, -1, 1, 1)
 
 
 def _pieces(batch: Batch, size: int) -> list[Batch]:
