@@ -24,9 +24,22 @@ def read(path: Path) -> Image:
     try:
         with pil.open(path) as image:
             image.load()
-            return image.copy()
+            return _eight_bit(image.copy())
     except (OSError, ValueError, SyntaxError, pil.DecompressionBombError) as error:
         raise InputError(f"cannot read image {path}: {error}. Remove it or replace it with an intact file.") from error
+
+
+def _eight_bit(image: Image) -> Image:
+    """Sixteen-bit greys (microscopes, X-ray) scaled to eight: Pillow would clip them to white."""
+    if not image.mode.startswith("I"):
+        return image
+    import numpy as np
+    from PIL import Image as pil
+
+    values = np.asarray(image).astype(np.int64)
+    return pil.fromarray(
+        (values.clip(0, 65535) / 257 if values.max() > 255 else values.clip(0)).round().astype(np.uint8)
+    )
 
 
 def find(folder: Path) -> list[Path]:

@@ -15,10 +15,11 @@ import torch
 from mezzotint import families, files
 from mezzotint.cli.main import main
 from mezzotint.data import derived_masks, solar_cells
+from mezzotint.evaluate import reference
 from mezzotint.synthesis.equip import equip
 
 RUNS = Path("runs/solar-cells")
-CELLS, DERIVED, PAINTER = RUNS / "cells", RUNS / "derived-train", RUNS / "painter"
+CELLS, DERIVED, PAINTER = RUNS / "cells", RUNS / "derived-train", RUNS / "refine"
 MODEL = Path("models/solar-cells")
 RECIPES = Path("recipes/solar-cells")
 
@@ -40,6 +41,7 @@ def pack(trained: Path, out: Path) -> None:
     """Write the model in half precision, beside its card and licence, with mask bank and examples of each type."""
     families.save(families.load(trained), out, dtype=torch.float16)
     equip(out, DERIVED)
+    reference.ship(out, CELLS / "train")
     for name in ("README.md", "LICENSE.md"):
         shutil.copyfile(RECIPES / "card" / name, out / name)
 
@@ -52,8 +54,9 @@ if __name__ == "__main__":
         say("2/4 deriving masks (some minutes)")
         counts = derived_masks.derive(CELLS / "train", DERIVED, lambda done, total: say(f"    {done}/{total}"))
         files.write_json(DERIVED / "counts.json", counts)
-    say("3/4 training the codec, then the painter (about an hour on two cores)")
+    say("3/4 training the codec, the painter, and its last lessons (somewhat over an hour on two cores)")
     train(RECIPES / "codec.toml", RUNS / "codec")
-    train(RECIPES / "painter.toml", PAINTER)
+    train(RECIPES / "painter.toml", RUNS / "painter")
+    train(RECIPES / "refine.toml", PAINTER)
     say(f"4/4 packing {MODEL}")
     pack(PAINTER / "model", MODEL)
