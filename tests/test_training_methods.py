@@ -38,27 +38,27 @@ def test_full_overfits_one_batch(tmp_path: Path) -> None:
     image_folder(tmp_path / "train", 4)
     config = {**full_recipe(tmp_path)["backbone"]["config"], **STILL}
     plan = full_recipe(
-        tmp_path, steps=150, optimiser=CALM, backbone={"name": "unet", "config": config}, checkpoints={"every": 1000}
+        tmp_path, steps=100, optimiser=CALM, backbone={"name": "unet", "config": config}, checkpoints={"every": 1000}
     )
     plan["data"]["flips"] = []
     del plan["inpaint"], plan["validation"]
     losses = [record["loss"] for record in train(plan)]
     assert losses[0] > 0.9
-    assert np.mean(losses[-20:]) < 0.2 * losses[0]
+    assert np.mean(losses[-20:]) < 0.3 * losses[0]
 
 
 def test_vae_overfits_one_batch_with_every_loss(tmp_path: Path) -> None:
     image_folder(tmp_path / "train", 4, size=32)
-    plan = vae_recipe(tmp_path, steps=80, optimiser={"rate": 4e-3, "warmup": 5}, checkpoints={"every": 1000})
+    plan = vae_recipe(tmp_path, steps=50, optimiser={"rate": 4e-3, "warmup": 5}, checkpoints={"every": 1000})
     plan["data"] |= {"size": [32, 32], "validation": str(tmp_path / "train")}
     plan["vae"] |= {"perceptual": 0.1, "discriminator_start": 20, "gradient": 0.5}
-    plan |= {"validation": {"every": 40}, "previews": {"every": 80, "count": 2}, "ema": {"decay": 0.9}}
+    plan |= {"validation": {"every": 25}, "previews": {"every": 50, "count": 2}, "ema": {"decay": 0.9}}
     records = train(plan)
     assert records[0]["loss/distance"] > 2.5 * records[-1]["loss/distance"]
     assert records[0]["loss/perceptual"] > 1.5 * records[-1]["loss/perceptual"]
     assert "loss/discriminator" not in records[10] and records[10]["gradient/discriminator"] == 0
     assert records[30]["loss/discriminator"] > 0 and records[30]["balance"] > 0
-    assert records[-1]["psnr"] > records[39]["psnr"]
+    assert records[24]["psnr"] > 20 and records[-1]["psnr"] > 18  # the discriminator asks for more than likeness
     # what was saved is what was measured: PSNR of the loaded codec equals the last record
     codec, _ = read_codec(tmp_path / "run" / "model")
     pixels = torch.stack([
@@ -69,7 +69,7 @@ def test_vae_overfits_one_batch_with_every_loss(tmp_path: Path) -> None:
     assert float((-10 * error.log10()).mean()) == pytest.approx(records[-1]["psnr"], abs=1e-3)
     latents = codec.encode(pixels)
     assert latents.mean((0, 2, 3)).abs().max() < 1e-3 and (latents.std((0, 2, 3)) - 1).abs().max() < 1e-3
-    sheet = Image.open(tmp_path / "run" / "samples" / "step-00000080.png")
+    sheet = Image.open(tmp_path / "run" / "samples" / "step-00000050.png")
     assert sheet.size == (2 * 34 - 2, 2 * 34 - 2)
 
 
@@ -161,6 +161,21 @@ def test_accumulated_pieces_are_the_batch(tmp_path: Path) -> None:
     # Adam divides by the gradient's own size, so a gradient of rounding noise may move by the rate either way
     moved = torch.cat([(a[k] - b[k]).abs().flatten() for k in a])
     assert moved.max() <= 6.1e-4 and moved.median() < 1e-7
+
+
+def test_bfloat16_trains_on_the_same_numbers(tmp_path: Path) -> None:
+    image_folder(tmp_path / "train", 4)
+    config = {**full_recipe(tmp_path)["backbone"]["config"], **STILL}
+    losses = []
+    for precision in ("float32", "bfloat16"):
+        plan = full_recipe(
+            tmp_path, precision, steps=3, precision=precision, backbone={"name": "unet", "config": config}
+        )
+        losses.append([record["loss"] for record in train(plan)])
+        saved = load_file(tmp_path / precision / "model/unet/diffusion_pytorch_model.safetensors")
+        assert all(tensor.dtype == torch.float32 for tensor in saved.values())  # the weights themselves stay exact
+    assert losses[0] != losses[1]
+    assert losses[0] == pytest.approx(losses[1], rel=0.02)
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])

@@ -134,10 +134,10 @@ def _loop(
                 watch.record(record)
             if main and plan.previews.every and (done % plan.previews.every == 0 or last):
                 _preview(job, average, folder / SAMPLES / f"step-{done:08d}.png", done)
+            if main and (done % plan.validation.every == 0 or last):
+                metrics.plot(folder)
             if done % plan.checkpoints.every == 0 or last:
                 checkpoint()
-                if main:
-                    metrics.plot(folder)
             since += time.perf_counter() - pause
         if stopped.is_set():
             checkpoint()
@@ -214,8 +214,10 @@ def _optimiser(plan: Optimiser, part: nn.Module, rate: float) -> torch.optim.Ada
 def _accelerator(plan: Recipe) -> Accelerator:
     try:
         from accelerate import Accelerator
+        from accelerate.state import AcceleratorState
     except ImportError as error:
         raise InputError("training needs the package accelerate. Run: pip install 'mezzotint[train]'") from error
+    AcceleratorState._reset_state()  # it is one for the process, and the run before may have had another precision
     accelerator = Accelerator(mixed_precision="bf16" if plan.precision == "bfloat16" else "no")
     if plan.batch % (plan.accumulation * accelerator.num_processes):
         raise InputError(

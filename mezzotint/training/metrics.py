@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from mezzotint import files
+from mezzotint.errors import InputError
 
 Record = dict[str, Any]
 FILE = "metrics.jsonl"
@@ -17,7 +18,10 @@ class Metrics:
     """Appends records to metrics.jsonl and TensorBoard; on resume what lies after the checkpoint is cut off first."""
 
     def __init__(self, folder: Path, step: int) -> None:
-        from torch.utils.tensorboard.writer import SummaryWriter
+        try:
+            from torch.utils.tensorboard.writer import SummaryWriter
+        except ImportError as error:
+            raise InputError("training needs the package tensorboard. Run: pip install 'mezzotint[train]'") from error
 
         self.path = folder / FILE
         kept = [record for record in read(folder) if record["step"] <= step]
