@@ -146,7 +146,8 @@ def export(out: Path, size: int = 128) -> dict[str, Path]:
             rows.append(row)
         metadata.write(folder, rows)
     source = {"package": PACKAGE, "licence": LICENCE, "classes": list(CLASSES), "size": size, "fractions": SPLITS}
-    files.write_json(out / "dataset.json", {**source, "sister groups": [
-        [found[i].path.name for i in group] for group in groups if len(group) > 1
-    ]})
+    files.write_json(
+        out / "dataset.json",
+        {**source, "sister groups": [[found[i].path.name for i in group] for group in groups if len(group) > 1]},
+    )
     return folders

@@ -60,7 +60,5 @@ def balance(distance: Tensor, adversarial: Tensor, last: Tensor) -> Tensor:
 
     |d distance / d last| / (|d adversarial / d last| + 1e-4), at most 1e4, itself without gradient.
     """
-    ours, theirs = (
-        torch.autograd.grad(loss, last, retain_graph=True)[0].norm() for loss in (distance, adversarial)
-    )
+    ours, theirs = (torch.autograd.grad(loss, last, retain_graph=True)[0].norm() for loss in (distance, adversarial))
     return (ours / (theirs + 1e-4)).clamp(0, 1e4).detach()
