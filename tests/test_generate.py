@@ -350,7 +350,7 @@ def test_a_distilled_network_is_told_its_scale() -> None:
         ({"image": picture(), "strength": 1.1}, "strength must be above 0 and at most 1"),
         ({"sampler": "dpm++2m"}, "unknown sampler 'dpm\\+\\+2m': did you mean 'dpmpp_2m'"),
         ({"sampler": "flow_euler"}, "flow_euler"),
-        ({"eta": 0.5, "sampler": "dpmpp_2m"}, "sampler 'dpmpp_2m' has no eta; these have: .*ddim"),
+        ({"eta": 0.5, "sampler": "unipc"}, "sampler 'unipc' has no eta; these have: .*ddim"),
         ({"steps": 5000}, "5000"),
         ({"label": 4}, "label 4 is out of range: 0 to 2"),
         ({"label": -1}, "label -1 is out of range"),
