@@ -2,7 +2,7 @@
 #
 #   make demo DEMO_OUT=DIR           where the result goes (default out/demo)
 #   make test PYTEST_ARGS='-k unet'  a part of the tests
-#   make setup TORCH=torch==2.13.0   another build of torch than the CPU one, for a machine with a GPU
+#   make setup TORCH=torch==2.12.0   another version of torch than the pinned one
 #   PYTHON, VENV, PIP_ARGS           the interpreter (3.11 or newer), the virtual environment, more options for pip
 
 SHELL := /bin/bash
@@ -17,9 +17,7 @@ DEMO_OUT    ?= out/demo
 JOBS        ?= 2
 PYTEST_ARGS ?=
 
-TORCH_VERSION := 2.13.0
-TORCH_INDEX   := https://download.pytorch.org/whl/cpu
-TORCH         ?= $(if $(filter Linux,$(shell uname -s)),torch==$(TORCH_VERSION)+cpu,torch==$(TORCH_VERSION))
+TORCH       ?= torch==2.13.0
 
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check install -qq $(PIP_ARGS)
@@ -63,13 +61,13 @@ $(STAMPS)/venv:
 	@$(BIN)/python -m pip --version >/dev/null 2>&1 || { echo "set-up: virtual environment $(VENV)"; $(PYTHON) -m venv --clear $(VENV); }
 	@mkdir -p $(STAMPS) && touch $@
 
-# A torch that is there already and in range stays. On Linux the plain index carries CUDA builds of several GB, so the CPU
-# build is asked for by name: first where pip is set to look, then at the PyTorch project's own index.
+# A torch that is there already and in range stays. The CPU build is asked for first; where pip's indexes do not have it (then
+# add the PyTorch project's own with PIP_ARGS='--extra-index-url ...'), the plain build of the same version follows.
 $(STAMPS)/torch: $(STAMPS)/venv
 	@if $(BIN)/python -c 'import importlib.metadata as m, sys; v = m.version("torch").split("+")[0].split("."); sys.exit(not (2, 9) <= (int(v[0]), int(v[1])) < (2, 14))' 2>/dev/null; \
 	then :; else \
 	    echo "set-up: $(TORCH)"; \
-	    $(PIP) "$(TORCH)" 2>/dev/null || $(PIP) --extra-index-url $(TORCH_INDEX) "$(TORCH)"; \
+	    $(PIP) "$(TORCH)+cpu" 2>/dev/null || $(PIP) "$(TORCH)"; \
 	fi
 	@touch $@
 
