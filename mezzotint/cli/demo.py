@@ -46,11 +46,13 @@ class Options:
 def run(options: Options) -> int:
     """Prepare the images, make the set and say where to look."""
     from mezzotint.cli.synth import make
+    from mezzotint.contract import read_contract
     from mezzotint.data import solar_cells
-    from mezzotint.synthesis import recipe
+    from mezzotint.synthesis import classes, recipe
 
     started = time.monotonic()
     model = options.model or starter()
+    classes.classes(read_contract(model))  # a folder that cannot serve is refused before half a minute of preparation
     good, defects, training = prepare(options.data, quiet=options.json)
     content = {
         "model": model, "good": good, "defects": defects, "training": training,
