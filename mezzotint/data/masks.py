@@ -39,7 +39,7 @@ def crack(rng: np.random.Generator, width: int, height: int, busbars: Busbars | 
     angle = diagonal if rng.random() < 0.55 else towards_centre
     wander = rng.choice((0.02, 0.1, 0.22))  # radians a step: single crystals break straight
     length = side * rng.triangular(0.18, 0.4, 1.2)
-    radius = rng.uniform(0.7, 1.7) * side / SIDE
+    radius = rng.uniform(0.7, 1.25) * side / SIDE
     mask = np.zeros((height, width), dtype=bool)
     pending = [(x, y, angle, length, int(rng.choice(4, p=(0.45, 0.3, 0.15, 0.1))))]
     while pending:
