@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import difflib
 import json
-import tomllib
 from pathlib import Path
 from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from mezzotint.errors import InputError
+from mezzotint.files import read_recipe
 
 FILE = "recipe.toml"
 FREE = ("count", "out")  # may change between two runs into the same folder
@@ -39,14 +39,7 @@ class Recipe(BaseModel):
 def read(path: Path) -> Recipe:
     """Read a TOML recipe; `out` is out/NAME after the file's name where it says nothing. InputError names the key."""
     path = Path(path)
-    try:
-        content = tomllib.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise InputError(f"no such recipe: {path}") from error
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"cannot read the recipe {path}: {error}") from error
-    except tomllib.TOMLDecodeError as error:
-        raise InputError(f"{path} is not valid TOML: {error}") from error
+    content = read_recipe(path)
     content.setdefault("out", f"out/{path.stem}")
     return check(content, str(path))
 

@@ -11,6 +11,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from mezzotint.errors import InputError
+from mezzotint.files import read_recipe
 
 METHODS = ("full", "vae", "patch-pca")
 PLANNED = ("lora", "dreambooth", "textual-inversion", "controlnet", "lcm")
@@ -215,14 +216,7 @@ def read(path: Path, overrides: Sequence[str] = ()) -> Recipe:
     `out` is runs/NAME after the recipe's file name where it says nothing.
     """
     path = Path(path)
-    try:
-        content = tomllib.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise InputError(f"no such recipe: {path}") from error
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"cannot read the recipe {path}: {error}") from error
-    except tomllib.TOMLDecodeError as error:
-        raise InputError(f"{path} is not valid TOML: {error}") from error
+    content = read_recipe(path)
     for override in overrides:
         _apply(content, override)
     content.setdefault("out", f"runs/{path.stem}")
