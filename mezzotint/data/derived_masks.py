@@ -150,11 +150,11 @@ def _of_one(residual: Floats, area: Floats, line: Floats) -> list[Candidate]:
     faint, clear = line > max(0.04, 2.5 * noise[1]), line > max(0.07, 5 * noise[1])
     lines = faint & inner & ~masks.dilate(areas, 2)
     found: list[Candidate] = []
-    for where, response, floor in ((areas, area, dark), (lines, line, clear)):
+    for where, response, certain in ((areas, area, dark), (lines, line, clear)):
         labels, count = masks.components(where)
         flat = labels.ravel()
         sizes = np.bincount(flat, minlength=count + 1)
-        strong = np.bincount(flat, weights=floor.ravel().astype(float), minlength=count + 1)
+        strong = np.bincount(flat, weights=certain.ravel().astype(float), minlength=count + 1)
         for i in np.flatnonzero((sizes >= 10) & (strong >= 3)):
             if i == 0:
                 continue

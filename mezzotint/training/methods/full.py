@@ -56,8 +56,8 @@ class Full:
             self.preview_masks = self.images.masks if len(self.images.masks) else self.bank
         self.validation_images: ImageFolder | None = None
         self.held_out = self._held_out(codec_file)
-        self.channels = channel_weights(self.codec.space, self.codec.channels, recipe.loss.channel_power)
-        self.channels = self.channels.to(place.device)
+        weights = channel_weights(self.codec.space, self.codec.channels, recipe.loss.channel_power)
+        self.channels = weights.to(place.device)  # (1, C, 1, 1)
 
     def draw(self, step: int) -> Batch:
         """Images in shuffled or balanced order; noise, times, mirroring, dropout and masks drawn for this step."""
