@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -21,22 +21,36 @@ class Conditioning:
     label: Tensor | None = None  # (B,) class index, the last one meaning "no class"
     guidance: Tensor | None = None  # (B,) guidance scale a distilled network was told
     concat: Tensor | None = None  # (B, K, h, w) maps joined to the input channels: mask, masked latents
+    hints: tuple[Tensor, ...] | None = None  # what each control network sees: (B, 3, H, W) pixels or (B, C, h, w)
+    control: tuple[Tensor, ...] | None = None  # what control networks add to the backbone's features, block by block
+    references: tuple[Tensor, ...] | None = None  # (B, C, h_k, w_k) latents of pictures to look at
+    skip: tuple[int, ...] = ()  # blocks left out, for skip-layer guidance
 
     def map(self, change: Callable[[Tensor], Tensor]) -> Conditioning:
         """The same conditioning with `change` applied to every tensor that is present."""
-        present = {f.name: getattr(self, f.name) for f in fields(self) if getattr(self, f.name) is not None}
-        return replace(self, **{name: change(value) for name, value in present.items()})
+
+        def changed(value: Any) -> Any:
+            return tuple(map(change, value)) if isinstance(value, tuple) else change(value)
+
+        present = {name: getattr(self, name) for name in TENSORS}
+        return replace(self, **{name: changed(value) for name, value in present.items() if value is not None})
+
+
+TENSORS = tuple(f.name for f in fields(Conditioning) if f.name != "skip")
 
 
 def stack(parts: list[Conditioning]) -> Conditioning:
     """Join conditionings along the batch, so that guidance runs as one call; all must carry the same fields."""
     import torch
 
-    joined: dict[str, Tensor | None] = {}
-    for f in fields(Conditioning):
-        values = [getattr(part, f.name) for part in parts]
+    joined: dict[str, Any] = {}
+    for name in TENSORS:
+        values: list[Any] = [getattr(part, name) for part in parts]
         missing = [value is None for value in values]
         if any(missing) and not all(missing):
-            raise ValueError(f"conditionings disagree: some carry '{f.name}' and some do not")
-        joined[f.name] = None if all(missing) else torch.cat(values)
+            raise ValueError(f"conditionings disagree: some carry '{name}' and some do not")
+        if all(missing):
+            continue
+        several = isinstance(values[0], tuple)
+        joined[name] = tuple(torch.cat(rows) for rows in zip(*values, strict=True)) if several else torch.cat(values)
     return Conditioning(**joined)

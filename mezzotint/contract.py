@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from dataclasses import asdict
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -59,24 +60,33 @@ class LatentFacts(_Facts):
         return LatentSpace(scale=self.scale, shift=self.shift)
 
 
+class EncoderFacts(_Facts):
+    """How one network reads a prompt."""
+
+    encoder: str  # a name for people
+    digest: str  # SHA-256 over the encoder's configuration, tensors and vocabulary; "" where it was not computed
+    layers: tuple[int, ...]  # hidden states read: -1 is the last, -2 the last but one; several are joined on channels
+    length: int  # tokens; longer prompts are cut or read in pieces
+    padding: str  # what fills a short prompt: the token itself, or "mask" where padding is masked out
+    pooling: str  # where the vector for the whole prompt comes from: mean, end, projection or none
+    width: int  # of the tokens
+
+
 class TextFacts(_Facts):
     """What the prompt became before the network saw it."""
 
-    encoder: str  # a name for people
-    digest: str  # SHA-256 over the encoder's configuration, tensors and vocabulary
-    layer: int  # -1 is the last hidden state
-    length: int  # tokens, longer prompts are cut
-    padding: Literal["max_length"]
-    pooling: Literal["mean"]
-    width: int  # of tokens and of the pooled vector
+    encoders: tuple[EncoderFacts, ...]
+    width: int  # of the tokens that the backbone reads
+    pooled: int | None = None  # width of the vector for the whole prompt
+    empty: Literal["encoded", "zeros"] = "encoded"  # what stands for no prompt
 
     @staticmethod
-    def of(encoder: TextEncoder) -> TextFacts:
-        """The facts of a text encoder at hand."""
+    def of(encoder: TextEncoder, digests: bool = True) -> TextFacts:
+        """The facts of a text encoder at hand; digests cost about a second per gigabyte."""
+        facts = tuple(EncoderFacts(**asdict(reading)) for reading in encoder.readings(digests))
         return TextFacts(
-            encoder=encoder.name, digest=encoder.digest(), layer=encoder.layer, length=encoder.length,
-            padding=encoder.padding, pooling=encoder.pooling, width=encoder.width,
-        )  # fmt: skip
+            encoders=facts, width=encoder.width, pooled=encoder.pooled_width, empty=encoder.stands_for_nothing
+        )
 
 
 class ClassFacts(_Facts):
@@ -90,15 +100,21 @@ class GuidanceFacts(_Facts):
     """Whether classifier-free guidance is possible, and how much of it is good."""
 
     dropout: float = 0.0  # share of training steps without conditioning; 0: the unconditional branch was never trained
-    distilled: bool = False  # the network was told the scale and needs no second branch
+    distilled: bool = False  # guidance was distilled into the network: there is no second branch
+    embedded: bool = False  # the network is told the scale
     scale: float = 1.0  # recommended
 
 
 class SamplingFacts(_Facts):
-    """What a request that names neither sampler nor steps gets."""
+    """What a request that names neither sampler nor steps gets, and what any sampler must know of this model."""
 
     sampler: str
     steps: int
+    spacing: Literal["leading", "linspace", "trailing"] | None = None  # None: the sampler's own
+    offset: int = 0  # added to leading timesteps
+    last: Literal["clean", "lowest"] | None = None  # where the path ends, for samplers that leave it open
+    variance: Literal["small", "large"] | None = None  # of DDPM's fresh noise
+    clip: float | None = None  # clean estimates are kept within this bound (models of pixels)
 
 
 class DtypeFacts(_Facts):
@@ -138,7 +154,11 @@ class Contract(_Facts):
     weights: str = ""  # SHA-256 over the backbone's tensors as stored; families.save fills it in
     text: TextFacts | None = None
     classes: ClassFacts | None = None
+    variance: Literal["fixed", "learned"] = "fixed"  # learned: twice the channels, the second half says the variance
     inpaint: int | None = None  # k: the backbone also reads k*k mask maps and the masked latents
+    mask_cells: Literal["any", "corner"] = "any"  # a mask cell is set by any pixel in it, or by its first one
+    picture: tuple[str, ...] = ()  # numbers about the picture that the network is told, by name and in order
+    references: bool = False  # the network can look at other pictures
     guidance: GuidanceFacts = GuidanceFacts()
     sampling: SamplingFacts
     dtypes: DtypeFacts = DtypeFacts()
@@ -202,7 +222,7 @@ def check_backbone(
     classes = contract.classes
     expected: dict[str, Any] = {
         "in_channels": channels + extra,
-        "out_channels": channels,
+        "out_channels": channels * (2 if contract.variance == "learned" else 1),
         "classes": None if classes is None else len(classes.names) + int(classes.null == len(classes.names)),
         "tokens": contract.text.width if contract.text else None,
     }

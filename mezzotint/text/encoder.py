@@ -2,32 +2,53 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, Protocol
 
 if TYPE_CHECKING:
     import torch
+    from torch import nn
 
     from mezzotint.conditioning import Conditioning
 
 
+@dataclass(frozen=True, slots=True)
+class Reading:
+    """How one network reads a prompt; a contract keeps these facts (EncoderFacts has the same fields)."""
+
+    encoder: str
+    digest: str
+    layers: tuple[int, ...]
+    length: int
+    padding: str
+    pooling: str
+    width: int
+
+
 class TextEncoder(Protocol):
-    """Prompts to conditioning, with the facts that a contract keeps about it."""
+    """Prompts to conditioning, by one network or by several that are joined."""
 
-    name: str
-    layer: int  # which hidden state is read, -1 the last
-    length: int  # tokens, a longer prompt is cut with a warning
-    width: int  # D of tokens and of the pooled vector
-    padding: Literal["max_length"]
-    pooling: Literal["mean"]
+    width: int  # D of tokens
+    pooled_width: int | None  # P of pooled; None where there is no such vector
+    stands_for_nothing: Literal["encoded", "zeros"]  # what `empty` returns: the encoded empty prompt, or zeros
 
-    def digest(self) -> str:
-        """SHA-256 of configuration, weights and tokenizer."""
+    @property
+    def networks(self) -> Mapping[str, nn.Module]:
+        """The networks by the folder each has in a model folder: text_encoder, text_encoder_2, ..."""
         ...
 
-    def encode(self, prompts: Sequence[str]) -> Conditioning:
-        """tokens (B, N, D), mask (B, N), pooled (B, D)."""
+    def readings(self, digests: bool = True) -> tuple[Reading, ...]:
+        """The facts, a reading for each network in order; without digests where a pass over the weights is too much."""
+        ...
+
+    def encode(self, prompts: Sequence[str], chunked: bool = False) -> Conditioning:
+        """tokens (B, N, D), mask (B, N) or None, pooled (B, P) or None.
+
+        A prompt that is too long is cut, with a warning that quotes what was left out; `chunked` reads it in pieces
+        instead, where the encoder can (CLIP), and all prompts of the call get the same N.
+        """
         ...
 
     def empty(self, count: int = 1) -> Conditioning:
@@ -38,6 +59,6 @@ class TextEncoder(Protocol):
         """Move to a device, in place."""
         ...
 
-    def save(self, folder: Path) -> None:
-        """Write what `load` needs to make the same encoder again."""
+    def save(self, root: Path) -> None:
+        """Write the networks and tokenizers into their folders under a model folder."""
         ...
