@@ -158,7 +158,7 @@ class Contract(_Facts):
     inpaint: int | None = None  # k: the backbone also reads k*k mask maps and the masked latents
     mask_cells: Literal["any", "corner"] = "any"  # a mask cell is set by any pixel in it, or by its first one
     picture: tuple[str, ...] = ()  # numbers about the picture that the network is told, by name and in order
-    references: bool = False  # the network can look at other pictures
+    references: tuple[int, int] | None = None  # most pixels of one picture to look at, and of each of several
     guidance: GuidanceFacts = GuidanceFacts()
     sampling: SamplingFacts
     dtypes: DtypeFacts = DtypeFacts()

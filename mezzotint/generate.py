@@ -15,14 +15,18 @@ from mezzotint import images
 from mezzotint.codec import inpaint_concat
 from mezzotint.conditioning import Conditioning, stack
 from mezzotint.errors import InputError
-from mezzotint.families.model import Model
+from mezzotint.families.adapt import adapted
+from mezzotint.families.control import controlled, hints
+from mezzotint.families.model import Model, working
 from mezzotint.families.steering import steering
 from mezzotint.guidance import Guidance
-from mezzotint.process import Estimate, Level, prediction
+from mezzotint.process import Estimate, Level, RectifiedFlow, prediction
 from mezzotint.request import Request, Result
-from mezzotint.sampling import SAMPLERS, Denoise, Path, Rng, Sampler, sample, seeded_noise
+from mezzotint.sampling import SAMPLERS, Denoise, Path, Rng, Sampler, fitted, sample, seeded_noise
 
 if TYPE_CHECKING:
+    from PIL.Image import Image
+
     from mezzotint.sampling.loop import Pin, Watch
 
 STRENGTH = 0.8  # of image-to-image where the request does not say
@@ -40,11 +44,23 @@ class Settings:
     height: int
     strength: float | None  # None: there is no image
     masked: bool
+    adapters: tuple[object, ...]  # LoRA files with weights, and embedding files
+    controls: tuple[tuple[str, float], ...]  # control networks with their scales
+    references: tuple[tuple[int, int], ...]  # width and height of each picture to look at
+    skip: tuple[int, ...]  # blocks left out in the second look of skip-layer guidance
+
+    @property
+    def total(self) -> int:
+        """The steps of the whole path, those not taken (image to image) included."""
+        return self.first + len(self.path.steps)
+
+    def index(self, level: Level[float]) -> int:
+        """The place of a level on the whole path, 0 the first."""
+        return self.first + sum(step.now.t > level.t for step in self.path.steps)
 
     def progress(self, level: Level[float]) -> float:
         """How far along the whole path a level is: 0 at its first step, 1 at its last."""
-        behind = self.first + sum(step.now.t > level.t for step in self.path.steps)
-        return min(1.0, behind / max(1, self.first + len(self.path.steps) - 1))
+        return min(1.0, self.index(level) / max(1, self.total - 1))
 
 
 def generate(model: Model, request: Request, watch: Watch | None = None) -> Result:
@@ -60,29 +76,32 @@ def generate_batch(model: Model, requests: Sequence[Request], watch: Watch | Non
     model or the others, and where the result is not finite.
     """
     settings = shared([settle(model, request) for request in requests])
+    model = equipped(model, requests[0])
     counts = [request.count for request in requests]
     pixels, mask = canvas(model, requests, settings)  # (R, P, H, W), (R, 1, H, W), a row each request
     draws = [seeded_noise([request.seed + i for i in range(request.count)]) for request in requests]
     noise = start_noise(model, requests, settings, draws)  # (B, C, h, w)
-    positive, negative = steering(model, requests, settings.guidance.scale)
-    k = model.contract.inpaint
-    if k is not None:
-        concat = spread(inpaint_concat(model.codec, pixels, mask, k), counts).to(model.dtype)  # (B, k * k + C, h, w)
-        positive = replace(positive, concat=concat)
-        negative = replace(negative, concat=concat) if negative else None
+    positive, negative = steering(model, requests, settings.guidance.scale, (settings.width, settings.height))
+    seen = sights(model, requests, settings, pixels, mask)
+    positive = replace(positive, **seen)
+    negative = replace(negative, **seen) if negative else None
     denoise = denoiser(model, settings, positive, negative)
 
     x, pin = noise, None
+    k = model.contract.inpaint
     if settings.strength is not None:
-        known = spread(model.codec.encode(pixels), counts)  # (B, C, h, w)
+        with working(model, "codec"):
+            known = spread(model.codec.encode(pixels), counts)  # (B, C, h, w)
         x = entrance(model, settings, known, noise)
         pin = pinned(model, known, noise, spread(mask, counts)) if settings.masked and k is None else None
 
     def rng(like: Tensor) -> Tensor:
         return torch.cat([draw(part) for draw, part in zip(draws, like.split(counts), strict=True)])
 
-    latents = sample(denoise, x, settings.path, settings.sampler, rng, pin, watch)
-    drawn = model.codec.decode(latents)  # (B, P, H, W)
+    with working(model, "backbone"):
+        latents = sample(denoise, x, settings.path, settings.sampler, rng, pin, watch)
+    with working(model, "codec"):
+        drawn = model.codec.decode(latents)  # (B, P, H, W)
     if not (latents.isfinite().all() and drawn.isfinite().all()):
         where = "codec" if latents.isfinite().all() else "backbone"
         raise InputError(f"the {where} gave numbers that are not finite: use --dtype float32, or other weights")
@@ -94,20 +113,62 @@ def generate_batch(model: Model, requests: Sequence[Request], watch: Watch | Non
     return [Result(pictures[b - n : b], latents[b - n : b]) for n, b in zip(counts, ends, strict=True)]
 
 
+def equipped(model: Model, request: Request) -> Model:
+    """The model with the request's adapters attached and its control networks in front; the given one is unchanged."""
+    if request.lora or request.embedding:
+        model = adapted(model, request.lora, request.embedding)
+    if request.control:
+        model = controlled(model, [(path, scale) for path, _, scale in request.control])
+    return model
+
+
+def sights(
+    model: Model, requests: Sequence[Request], settings: Settings, pixels: Tensor, mask: Tensor
+) -> dict[str, Any]:
+    """What the network is shown beside the noise, as fields of a conditioning with a row each image."""
+    counts = [request.count for request in requests]
+    seen: dict[str, Any] = {}
+    with working(model, "codec"):
+        k = model.contract.inpaint
+        if k is not None:
+            maps = inpaint_concat(model.codec, pixels, mask, k, model.contract.mask_cells)
+            seen["concat"] = spread(maps, counts).to(model.dtype)  # (B, k * k + C, h, w)
+        if settings.references:
+            pictures = [[r.references[i] for r in requests] for i in range(len(settings.references))]
+            sized = zip(pictures, settings.references, strict=True)
+            rows = [torch.cat([images.to_tensor(p, *size) for p in column]) for column, size in sized]
+            seen["references"] = tuple(
+                spread(model.codec.encode(row.to(model.device)), counts).to(model.dtype) for row in rows
+            )
+        if settings.controls:
+            size = settings.width, settings.height
+            pictures = [[r.control[i][1] for r in requests] for i in range(len(settings.controls))]
+            rows = [torch.cat([images.to_tensor(p, *size) for p in column]).to(model.device) for column in pictures]
+            seen["hints"] = tuple(spread(row, counts).to(model.dtype) for row in hints(model, rows))
+    return seen
+
+
 def denoiser(model: Model, settings: Settings, positive: Conditioning, negative: Conditioning | None) -> Denoise:
     """(x, level) -> Estimate with guidance: both branches in one call where it is active, else the positive alone."""
     both = stack([positive, negative]) if negative else None
-    guidance, meaning = settings.guidance, model.process.prediction
+    second = replace(positive, skip=settings.skip)
+    guidance, meaning, channels = settings.guidance, model.process.prediction, model.codec.channels
 
     def denoise(x: Tensor, level: Level[float]) -> Estimate:
         inputs = x.to(model.dtype)  # (B, C, h, w)
         t = torch.full((len(x),), level.t, device=x.device)
         if both is None or not guidance.active(settings.progress(level)):
-            raw = model.backbone(inputs, t, positive).float()
+            conditional = model.backbone(inputs, t, positive).float()
+            raw, variance = prediction.split(conditional, channels)
         else:
-            raw = model.backbone(torch.cat((inputs, inputs)), torch.cat((t, t)), both).float()  # (2 B, C, h, w)
-            raw = guidance.combine(*raw.chunk(2))
-        return prediction.estimate(meaning, raw, x, level)
+            outputs = model.backbone(torch.cat((inputs, inputs)), torch.cat((t, t)), both).float()  # (2 B, C, h, w)
+            outputs, variances = prediction.split(outputs, channels)
+            conditional, baseline = outputs.chunk(2)
+            raw = guidance.combine(conditional, baseline)
+            variance = None if variances is None else variances.chunk(2)[0]  # the conditional branch's
+        if settings.skip and guidance.skips(settings.index(level), settings.total):
+            raw = guidance.away(raw, conditional, model.backbone(inputs, t, second).float())
+        return prediction.estimate(meaning, raw, x, level, variance)
 
     return denoise
 
@@ -138,6 +199,7 @@ def settle(model: Model, request: Request) -> Settings:
             able = [n for n, s in SAMPLERS.items() if hasattr(s, "eta")]
             raise InputError(f"sampler {name!r} has no eta; these have: {', '.join(able)}")
         sampler = replace(sampler, eta=request.eta)
+    sampler = fitted(sampler, facts.sampling.spacing, facts.sampling.offset, facts.sampling.last, facts.sampling.variance)
     width, height = (request.width, request.height) if request.width and request.height else facts.size
     patch = getattr(model.backbone.config, "patch_size", 1)
     multiple = model.codec.factor * patch
@@ -148,19 +210,54 @@ def settle(model: Model, request: Request) -> Settings:
     strength, masked = request.strength, request.mask is not None
     if request.image is not None and strength is None:
         strength = 1.0 if masked else STRENGTH
-    first = steps - max(1, int(steps * strength)) if strength is not None else 0
+    first = 0 if strength is None else entry(model, steps, strength)
     tokens = (width // multiple) * (height // multiple)
     scale = facts.guidance.scale if request.guidance is None else request.guidance
     return Settings(
         sampler=sampler,
         path=sampler.path(model.process, steps, first, tokens),
         first=first,
-        guidance=Guidance(scale, request.guidance_rescale, request.guidance_interval),
+        guidance=Guidance(
+            scale, request.guidance_rescale, request.guidance_interval, request.skip_scale, request.skip_interval
+        ),
         width=width,
         height=height,
         strength=strength,
         masked=masked,
+        adapters=(tuple(request.lora), tuple(request.embedding)),
+        controls=tuple((str(path), scale) for path, _, scale in request.control),
+        references=tuple(seen_size(model, picture, len(request.references)) for picture in request.references),
+        skip=skippable(model, request.skip_layers),
     )
+
+
+def entry(model: Model, steps: int, strength: float) -> int:
+    """The step at which a picture enters the path: the share walked is rounded down, on a flow up (as published)."""
+    if isinstance(model.process.schedule, RectifiedFlow):
+        return min(steps - 1, int(steps - steps * strength))
+    return steps - max(1, int(steps * strength))
+
+
+def seen_size(model: Model, picture: Image, several: int) -> tuple[int, int]:
+    """Width and height at which a picture is looked at: its own, within the model's bounds, in whole latent units."""
+    most = model.contract.references
+    if most is None:
+        raise InputError("this model cannot look at pictures: leave the references out")
+    bound, unit = most[several > 1], model.codec.factor
+    width, height = picture.size
+    shrink = min(1.0, (bound / (width * height)) ** 0.5)
+    return tuple(max(unit, int(side * shrink) // unit * unit) for side in (width, height))  # pyright: ignore
+
+
+def skippable(model: Model, layers: tuple[int, ...]) -> tuple[int, ...]:
+    """The blocks to leave out; InputError where the network has no such blocks."""
+    blocks = getattr(model.backbone, "transformer_blocks", None)
+    count = len(blocks) if blocks is not None and hasattr(model.backbone, "skips_blocks") else 0
+    if layers and not count:
+        raise InputError("this model's blocks cannot be skipped: leave skip_layers out")
+    if any(not 0 <= layer < count for layer in layers):
+        raise InputError(f"skip_layers {layers} are not all among the blocks 0 to {count - 1}")
+    return layers
 
 
 def shared(settings: Sequence[Settings]) -> Settings:

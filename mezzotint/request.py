@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
 
 from mezzotint.errors import InputError
 
 if TYPE_CHECKING:
     from PIL.Image import Image
     from torch import Tensor
+
+    Control = tuple[str | Path, Image, float]  # a control network, the picture it follows, how strongly
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -37,6 +41,18 @@ class Request:
     image: Image | None = None  # start from this picture, brought to the size asked for
     strength: float | None = None  # 0..1: share of the path walked from `image`; None: 0.8, with a mask 1
     mask: Image | None = None  # white = repaint; black stays the image, to the bit
+    references: Sequence[Image] = ()  # pictures to look at, for models that can (FLUX.2)
+    control: Sequence[Control] = ()  # several add up
+    lora: Sequence[tuple[str | Path, float]] = ()  # files with their weights
+    embedding: Sequence[str | Path] = ()  # textual-inversion files
+    long_prompt: Literal["cut", "chunk"] = "cut"  # what becomes of tokens beyond the encoder's length
+    skip_layers: tuple[int, ...] = ()  # skip-layer guidance: blocks to do without in a second look (SD 3.5: 7, 8, 9)
+    skip_scale: float = 2.8  # how strongly to move away from that second look
+    skip_interval: tuple[float, float] = (0.01, 0.2)  # part of the path where it acts
+    original_size: tuple[int, int] | None = None  # width, height SDXL is told the picture had; None: the size asked for
+    crop: tuple[int, int] = (0, 0)  # left, top in pixels where SDXL is told the picture was cropped
+    aesthetic: float = 6.0  # score the SDXL refiner is told
+    negative_aesthetic: float = 2.5  # and for the negative prompt
     start_noise: Tensor | None = None  # (count, C, h, w) in backbone units, unit variance, before any start scale
 
     def __post_init__(self) -> None:
@@ -54,6 +70,19 @@ class Request:
         first, last = self.guidance_interval
         if not 0 <= first <= last <= 1:
             raise InputError(f"guidance_interval must be two rising fractions of the path, not {first!r}, {last!r}")
+        first, last = self.skip_interval
+        if not 0 <= first <= last <= 1:
+            raise InputError(f"skip_interval must be two rising fractions of the path, not {first!r}, {last!r}")
+        for name in ("skip_scale", "aesthetic", "negative_aesthetic"):
+            if not math.isfinite(getattr(self, name)):
+                raise InputError(f"{name} must be a number, not {getattr(self, name)!r}")
+        for name, weights in (("control", [s for _, _, s in self.control]), ("lora", [w for _, w in self.lora])):
+            if not all(math.isfinite(weight) for weight in weights):
+                raise InputError(f"the weights of {name} must be numbers, not {weights!r}")
+        if self.long_prompt not in ("cut", "chunk"):
+            raise InputError(f"long_prompt must be cut or chunk, not {self.long_prompt!r}")
+        if self.original_size is not None and min(self.original_size) < 1:
+            raise InputError(f"original_size must be a width and a height in pixels, not {self.original_size!r}")
         if self.strength is not None and not 0 < self.strength <= 1:
             raise InputError(f"strength must be above 0 and at most 1, not {self.strength!r}")
         if self.image is None and self.mask is not None:

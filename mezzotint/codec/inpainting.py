@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import torch
 from torch.nn import functional as F
@@ -14,8 +14,10 @@ if TYPE_CHECKING:
 
     from mezzotint.codec.codec import Codec
 
+Cells = Literal["any", "corner"]
 
-def inpaint_concat(codec: Codec, pixels: Tensor, mask: Tensor, k: int) -> Tensor:
+
+def inpaint_concat(codec: Codec, pixels: Tensor, mask: Tensor, k: int, cells: Cells = "any") -> Tensor:
     """Mask maps and masked latents, joined: (B, k*k + C, h, w).
 
     From pixels (B, P, H, W) in [-1, 1] and a mask (B, 1, H, W) of zeros and ones, one where the image is repainted.
@@ -23,12 +25,16 @@ def inpaint_concat(codec: Codec, pixels: Tensor, mask: Tensor, k: int) -> Tensor
     latents, which thin defects need. What is repainted is hidden behind mid grey before encoding: nothing of it leaks.
     """
     masked = codec.encode(pixels * (1 - mask))  # (B, C, h, w)
-    return torch.cat((mask_maps(mask, codec.factor, k), masked), dim=1)
+    return torch.cat((mask_maps(mask, codec.factor, k, cells), masked), dim=1)
 
 
-def mask_maps(mask: Tensor, factor: int, k: int) -> Tensor:
-    """(B, k*k, H/factor, W/factor) from (B, 1, H, W): a repainted pixel marks its cell, cells fold into channels."""
+def mask_maps(mask: Tensor, factor: int, k: int, cells: Cells = "any") -> Tensor:
+    """(B, k*k, H/factor, W/factor) from (B, 1, H, W): a repainted pixel marks its cell, cells fold into channels.
+
+    Published inpainting models read a cell's first pixel (`corner`), ours every pixel in it (`any`).
+    """
     if factor % k:
         raise InputError(f"the mask resolution k = {k} must divide the codec's factor {factor}")
-    cells = F.max_pool2d(mask, factor // k)  # (B, 1, h*k, w*k)
-    return F.pixel_unshuffle(cells, k)  # (B, k*k, h, w)
+    step = factor // k
+    marked = F.max_pool2d(mask, step) if cells == "any" else mask[..., ::step, ::step]  # (B, 1, h*k, w*k)
+    return F.pixel_unshuffle(marked, k)  # (B, k*k, h, w)

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, Literal, cast
 
+from mezzotint.checkpoints import release
 from mezzotint.codec import Codec
 from mezzotint.contract import Contract
 from mezzotint.process import Process
@@ -14,6 +17,8 @@ from mezzotint.text import TextEncoder
 if TYPE_CHECKING:
     import torch
     from torch import nn
+
+PartName = Literal["text", "backbone", "codec"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,6 +30,7 @@ class Model:
     codec: Codec
     text: TextEncoder | None = None
     path: Path | None = None  # where it was read from
+    works_on: torch.device | None = None  # set where parts rest on the CPU and come here while they are in use
 
     @property
     def family(self) -> str:
@@ -36,11 +42,40 @@ class Model:
 
     @property
     def device(self) -> torch.device:
-        return self._first().device
+        return self.works_on or self._first().device
 
     @property
     def dtype(self) -> torch.dtype:
         return self._first().dtype
 
+    def networks(self, part: PartName) -> Mapping[str, nn.Module]:
+        """The networks of a part by name."""
+        if part == "text":
+            return self.text.networks if self.text else {}
+        return {part: self.backbone if part == "backbone" else self.codec.autoencoder}
+
     def _first(self) -> torch.Tensor:
         return cast("torch.Tensor", next(self.backbone.parameters()))
+
+
+@contextmanager
+def working(model: Model, part: PartName) -> Iterator[None]:
+    """Keep a part where the work is done for the length of the block, where the model was loaded with `offload`.
+
+    The resting tensors stay what they are and are put back afterwards; those that are mapped from files give their
+    memory back, to be read again when next needed.
+    """
+    if model.works_on is None:
+        yield
+        return
+    resting: list[tuple[torch.Tensor, torch.Tensor]] = []
+    for network in model.networks(part).values():
+        for tensor in (*network.parameters(), *network.buffers()):
+            resting.append((tensor, tensor.data))
+            tensor.data = tensor.data.to(model.works_on)
+    try:
+        yield
+    finally:
+        for tensor, data in resting:
+            tensor.data = data
+            release(data)

@@ -11,34 +11,53 @@ import torch
 from mezzotint.conditioning import Conditioning
 from mezzotint.contract import ClassFacts
 from mezzotint.errors import InputError
-from mezzotint.families.model import Model
+from mezzotint.families.model import Model, working
 from mezzotint.request import Request
 
 
-def steering(model: Model, requests: Sequence[Request], scale: float) -> tuple[Conditioning, Conditioning | None]:
+def steering(
+    model: Model, requests: Sequence[Request], scale: float, size: tuple[int, int]
+) -> tuple[Conditioning, Conditioning | None]:
     """The conditioning of every image (B = sum of counts) and its baseline; None where the model needs no baseline.
 
     Text is encoded once for each distinct prompt. A model with classes and without text takes its prompt as a class
-    name. InputError where a request asks for what the model was not trained to read.
+    name. `size` is width and height in pixels. InputError where a request asks for what the model was not trained to
+    read.
     """
-    facts = model.contract
-    distilled = facts.guidance.distilled
-    if scale != 1.0 and not distilled and facts.guidance.dropout <= 0.0:
+    facts = model.contract.guidance
+    if scale != 1.0 and facts.distilled and not facts.embedded:
+        raise InputError(f"this model is distilled and cannot be guided: use guidance 1, not {scale:g}")
+    if scale != 1.0 and not facts.distilled and facts.dropout <= 0.0:
         raise InputError(f"guidance {scale:g} needs a model trained with its condition dropped at times: use 1")
-    if any(request.negative for request in requests) and (distilled or scale == 1.0):
-        why = "this model is distilled and has none" if distilled else "that is off at scale 1"
+    guided = scale != 1.0 and not facts.distilled
+    if any(request.negative for request in requests) and not guided:
+        why = "this model is distilled and has none" if facts.distilled else "that is off at scale 1"
         raise InputError(f"a negative prompt acts through guidance, and {why}: leave it out, or raise the guidance")
-    wanted = _read(model, [(request.prompt, request.label) for request in requests])
+    wishes = [(request.prompt, request.label) for request in requests]
+    against = [(request.negative, None) for request in requests] if guided else []
+    rows = _read(model, wishes + against, negatives=len(against), chunked=_chunked(requests))
+    if model.contract.picture:
+        told = [picture(model.contract.picture, request, size, False) for request in requests]
+        told += [picture(model.contract.picture, request, size, True) for request in requests if guided]
+        rows = replace(rows, time_ids=torch.tensor(told))
+    if facts.embedded:
+        rows = replace(rows, guidance=torch.full((len(wishes) + len(against),), scale))
     counts = torch.tensor([request.count for request in requests])
-    if distilled:
-        wanted = replace(wanted, guidance=torch.full((len(requests),), scale))
-    positive = _spread(wanted, counts, model)
-    if distilled or scale == 1.0:
-        return positive, None
-    return positive, _spread(_read(model, [(request.negative, None) for request in requests]), counts, model)
+    positive = _spread(rows.map(lambda tensor: tensor[: len(wishes)]), counts, model)
+    return positive, _spread(rows.map(lambda tensor: tensor[len(wishes) :]), counts, model) if guided else None
 
 
-def _read(model: Model, wishes: Sequence[tuple[str, int | str | None]]) -> Conditioning:
+def _chunked(requests: Sequence[Request]) -> bool:
+    ways = {request.long_prompt for request in requests}
+    if len(ways) > 1:
+        raise InputError("requests drawn as one batch must agree, and differ in long_prompt: draw them apart")
+    return ways == {"chunk"}
+
+
+def _read(
+    model: Model, wishes: Sequence[tuple[str, int | str | None]], negatives: int = 0, chunked: bool = False
+) -> Conditioning:
+    """A row for each wish, the last `negatives` of them being what to keep away from."""
     classes = model.contract.classes
     prompts = [prompt for prompt, _ in wishes]
     label = None
@@ -55,8 +74,27 @@ def _read(model: Model, wishes: Sequence[tuple[str, int | str | None]]) -> Condi
         return Conditioning(label=label)
     distinct = list(dict.fromkeys(prompts))
     rows = torch.tensor([distinct.index(prompt) for prompt in prompts])
-    text = model.text.encode(distinct).map(lambda tensor: tensor.cpu()[rows])
-    return Conditioning(tokens=text.tokens, mask=text.mask, pooled=text.pooled, label=label)
+    with working(model, "text"):
+        text = model.text.encode(distinct, chunked).map(lambda tensor: tensor.cpu()[rows])
+    if model.text.stands_for_nothing == "zeros":
+        said = torch.ones(len(prompts))
+        for row in range(len(prompts) - negatives, len(prompts)):
+            said[row] = float(prompts[row] != "")
+        text = text.map(lambda tensor: tensor * said.to(tensor.dtype).view(-1, *(1,) * (tensor.ndim - 1)))
+    return replace(text, label=label)
+
+
+def picture(names: Sequence[str], request: Request, size: tuple[int, int], negative: bool) -> list[float]:
+    """The numbers about the picture that SDXL is told, by name (Podell et al. 2023, section 2.2)."""
+    width, height = size
+    original_width, original_height = request.original_size or size
+    left, top = request.crop
+    known = {
+        "original_height": original_height, "original_width": original_width, "crop_top": top, "crop_left": left,
+        "target_height": height, "target_width": width,
+        "aesthetic": request.negative_aesthetic if negative else request.aesthetic,
+    }  # fmt: skip
+    return [float(known[name]) for name in names]
 
 
 def class_index(classes: ClassFacts, label: int | str | None) -> int:

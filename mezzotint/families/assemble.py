@@ -1,0 +1,78 @@
+"""From the parts of a published checkpoint to a model with the contract that its files imply."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import nn
+
+from mezzotint.checkpoints import fill
+from mezzotint.codec import Codec, LatentSpace
+from mezzotint.codec.flux2_vae import Flux2VAE, latent_space
+from mezzotint.codec.pixels import Pixels, PixelsConfig
+from mezzotint.contract import Contract, DtypeFacts, LatentFacts, Licence, TextFacts, agree, check_backbone
+from mezzotint.errors import InputError
+from mezzotint.families.family import Asked, Family
+from mezzotint.families.materials import Material, Materials
+from mezzotint.families.model import Model
+from mezzotint.families.parts import AUTOENCODERS, BACKBONES, Part, configured
+
+HALVES = ("float32", "bfloat16", "float16")
+
+
+def assemble(
+    family: Family, materials: Materials, asked: Asked, device: str | torch.device, dtype: torch.dtype, force: bool
+) -> Model:
+    """Build every part in place and write the contract; InputError where parts are missing or do not fit each other."""
+    question = family.asks(materials)
+    if question and asked.prediction is None:
+        raise InputError(f"{materials.path}: {question}")
+    facts = family.facts(materials, asked)
+    material = materials.material(family.backbone, f"without it there is no {family.title}")
+    part, config = configured(BACKBONES, material.config, material.at / "config.json")
+    facts.setdefault("dtypes", DtypeFacts(backbone=HALVES, codec=codec_dtypes(materials, family)))
+    dtypes: DtypeFacts = facts["dtypes"]
+
+    wanted = str(dtype).removeprefix("torch.")
+    limits = {"dtype": wanted if wanted in dtypes.backbone else " or ".join(dtypes.backbone)}
+    overrides = agree("", limits, materials.path, {"dtype": wanted}, materials.path, force)
+
+    backbone = built(part, config, material, dtype).to(device)
+    codec = codec_of(materials, family, dtype if wanted in dtypes.codec else torch.float32)
+    text = family.text(materials, dtype) if family.text else None
+    contract = Contract(
+        family=family.name,
+        latent=LatentFacts.of(codec),
+        text=TextFacts.of(text, digests=False) if text else None,
+        licence=Licence(weights=family.licence(materials)),
+        **facts,
+    ).overridden(overrides)
+    contract = check_backbone(contract, materials.path, part.facts(config), "", material.at, force)
+    codec.autoencoder.to(device)
+    return Model(contract, backbone, codec, text.to(device) if text else None, materials.path)
+
+
+def built(part: Part, config: Any, material: Material, dtype: torch.dtype) -> nn.Module:
+    """The network with its weights in place."""
+    return fill(lambda: part.network(config), material.tensors, dtype, material.at)
+
+
+def codec_of(materials: Materials, family: Family, dtype: torch.dtype) -> Codec:
+    """The autoencoder with the latent space that its settings (or its statistics) state; pixels where there is none."""
+    if not family.codec:
+        channels = int(materials.config(family.backbone, "in_channels", 3))
+        return Codec(Pixels(PixelsConfig(in_channels=channels)))
+    remedy = f"give the folder that has one (--parts), or put {family.codec}/ beside the file"
+    material = materials.material(family.codec, remedy)
+    part, config = configured(AUTOENCODERS, material.config, material.at / "config.json")
+    network = built(part, config, material, dtype)
+    if isinstance(network, Flux2VAE):
+        return Codec(network, latent_space(network))
+    return Codec(network, LatentSpace(scale=config.scaling_factor, shift=getattr(config, "shift_factor", None) or 0.0))
+
+
+def codec_dtypes(materials: Materials, family: Family) -> tuple[str, ...]:
+    """Number formats of the autoencoder: half precision overflows where the settings say `force_upcast`."""
+    overflows = family.codec != "" and materials.config(family.codec, "force_upcast", False) is True
+    return ("float32", "bfloat16") if overflows else HALVES

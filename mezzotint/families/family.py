@@ -1,0 +1,49 @@
+"""A family: the bill of materials that turns parts into a model with its contract."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from mezzotint.families.materials import Materials, Original
+from mezzotint.process import Prediction
+from mezzotint.text import TextEncoder
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """What the user adds where files are silent; None leaves the answer to the files."""
+
+    prediction: Prediction | None = None  # SD 2: epsilon (2.x-base) or velocity (2.0, 2.1)
+
+
+@dataclass(frozen=True, slots=True)
+class Family:
+    """One kind of published model, in the folder layout and in its original one.
+
+    `fits` recognises its folders by class names and settings (never by sizes, which fine-tunes and small models
+    change). `facts` gives the contract's fields but for what is read off the parts: latent, text, weights, family.
+    """
+
+    name: str
+    title: str
+    pipeline: Callable[[Materials], str]  # class name in the model_index.json that we write
+    fits: Callable[[Materials], bool]
+    facts: Callable[[Materials, Asked], dict[str, Any]]
+    licence: Callable[[Materials], str]
+    backbone: str = "unet"  # folder of the backbone
+    codec: str = "vae"  # folder of the autoencoder
+    text: Callable[[Materials, torch.dtype], TextEncoder | None] | None = None
+    original: Original | None = None
+    components: Mapping[str, tuple[str, str]] = field(default_factory=dict[str, tuple[str, str]])  # more of the index
+    asks: Callable[[Materials], str | None] = lambda materials: None  # what the files leave open, as a question
+    notes: Callable[[Materials], tuple[str, ...]] = lambda materials: ()  # what the files do not say, assumed
+
+
+def beside(materials: Materials, part: str) -> Path:
+    """Where a part was found, for messages."""
+    return materials.parts[part].at if part in materials.parts else materials.path

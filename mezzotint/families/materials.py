@@ -1,0 +1,193 @@
+"""What a checkpoint is made of, whichever layout it came in."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal
+
+from torch import Tensor
+
+from mezzotint.checkpoints import open_part, open_tensors, read_json, read_metadata
+from mezzotint.checkpoints.keymap import Entry, renamed
+from mezzotint.errors import InputError
+
+INDEX = "model_index.json"
+STEMS = ("diffusion_pytorch_model", "model")  # of weights, as diffusers and as transformers name them
+Shapes = Mapping[str, tuple[int, ...]]
+Layout = Literal["diffusers", "single-file"]
+
+
+@dataclass(frozen=True)
+class Material:
+    """One part: its config.json and its tensors under the folder's names, mapped when first asked for."""
+
+    config: Mapping[str, Any]
+    at: Path  # where it is, for messages
+    read: Callable[[], dict[str, Tensor]]
+
+    @property
+    def kind(self) -> str:
+        """The published class name."""
+        architectures: Sequence[str] = self.config.get("architectures") or [""]
+        return str(self.config.get("_class_name") or architectures[0])
+
+    @cached_property
+    def tensors(self) -> dict[str, Tensor]:
+        return self.read()
+
+
+@dataclass(frozen=True)
+class Materials:
+    """The parts by the folder each has in a model folder, and what else the files say."""
+
+    path: Path
+    layout: Layout
+    parts: Mapping[str, Material]
+    tokenizers: Mapping[str, Path]  # folders, by their published names: tokenizer, tokenizer_2, ...
+    scheduler: Mapping[str, Any] | None = None  # the published file; an original single file has none
+    index: Mapping[str, Any] = field(default_factory=dict[str, Any])  # model_index.json
+    metadata: Mapping[str, str] = field(default_factory=dict[str, str])  # of a single file's header
+    marks: frozenset[str] = frozenset()  # tensors of a single file that are flags, such as v_pred
+    left_out: Sequence[str] = ()  # tensors of a single file that are no weights: tables, flags, averages
+
+    def config(self, part: str, key: str, default: Any = None) -> Any:
+        """One setting of one part, or the default where the part or the setting is missing."""
+        return self.parts[part].config.get(key, default) if part in self.parts else default
+
+    def kind(self, part: str) -> str:
+        """The class name of a part; empty where it is missing."""
+        return self.parts[part].kind if part in self.parts else ""
+
+    def material(self, part: str, remedy: str) -> Material:
+        """A part that is needed; InputError with the remedy where it is missing."""
+        if part not in self.parts:
+            raise InputError(f"{self.path} has no {part}: {remedy}")
+        return self.parts[part]
+
+
+def folder_part(folder: Path) -> Material:
+    """A part from its folder: config.json beside weights in safetensors, whole or in shards."""
+    return Material(read_json(folder / "config.json"), folder, lambda: open_part(folder, STEMS))
+
+
+def read_folder(path: Path) -> Materials:
+    """A model folder in the published layout; parts that the index switches off or that are absent are left out."""
+    index = read_json(path / INDEX) if (path / INDEX).is_file() else {}
+    parts: dict[str, Material] = {}
+    tokenizers: dict[str, Path] = {}
+    scheduler: Mapping[str, Any] | None = None
+    for folder in sorted(entry for entry in path.iterdir() if entry.is_dir()):
+        listed = index.get(folder.name, [None, None])
+        switched_off = isinstance(listed, list) and folder.name in index and listed == [None, None]
+        if switched_off:
+            continue
+        if (folder / "scheduler_config.json").is_file():
+            scheduler = read_json(folder / "scheduler_config.json")
+        elif folder.name.startswith("tokenizer") or folder.name == "processor":
+            tokenizers[folder.name] = folder
+        elif (folder / "config.json").is_file():
+            parts[folder.name] = folder_part(folder)
+    if not index and not parts and (path / "config.json").is_file():  # one network alone, as DDPM's were published
+        lone = folder_part(path)
+        parts = {"transformer" if "Transformer" in lone.kind else "unet": lone}
+        if (path / "scheduler_config.json").is_file():
+            scheduler = read_json(path / "scheduler_config.json")
+    return Materials(path, "diffusers", parts, tokenizers, scheduler, index)
+
+
+@dataclass(frozen=True, slots=True)
+class Section:
+    """One part inside an original file: where its names begin, and its table to the folder's names.
+
+    `infer` makes the part's config.json from names and shapes, `rows` the table for such a configuration. Names that
+    start with one of `ignored` (behind the prefix) carry no weights.
+    """
+
+    prefix: str
+    infer: Callable[[Shapes], dict[str, Any]]
+    rows: Callable[[Mapping[str, Any]], list[Entry]]
+    ignored: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Original:
+    """A family's single-file layout.
+
+    `fits` looks at names and shapes alone. `companions` are original files of other parts that are published beside
+    this one, by part: their names and their section.
+    """
+
+    fits: Callable[[Shapes], bool]
+    sections: Callable[[Shapes], Mapping[str, Section]]
+    ignored: tuple[str, ...] = ()
+    companions: Mapping[str, tuple[tuple[str, ...], Section]] = field(
+        default_factory=dict[str, tuple[tuple[str, ...], Section]]
+    )
+
+
+def shapes_of(tensors: Mapping[str, Tensor]) -> dict[str, tuple[int, ...]]:
+    return {name: tuple(tensor.shape) for name, tensor in tensors.items()}
+
+
+def read_original(path: Path, tensors: Mapping[str, Tensor], original: Original, beside: Path | None) -> Materials:
+    """A single file of a known family, its parts under the folder's names.
+
+    Parts and tokenizers that the file lacks are looked for in the folder `beside`, else in the file's own: subfolders
+    of the published layout, or companion files. InputError for tensors that belong to no part.
+    """
+    shapes = shapes_of(tensors)
+    sections = original.sections(shapes)
+    parts: dict[str, Material] = {}
+    claimed: set[str] = set()
+    for name, section in sections.items():
+        own = {key[len(section.prefix) :]: tensor for key, tensor in tensors.items() if key.startswith(section.prefix)}
+        if not section.prefix:  # the whole file but what other sections and flags claim
+            own = {key: tensor for key, tensor in own.items() if not key.startswith(original.ignored)}
+        own = {key: tensor for key, tensor in own.items() if not (section.ignored and key.startswith(section.ignored))}
+        claimed |= {section.prefix + key for key in own}
+        if own:
+            parts[name] = section_part(section, own, path)
+    rest = [key for key in tensors if key not in claimed]
+    ignored = (*original.ignored, *(s.prefix + skip for s in sections.values() for skip in s.ignored))
+    foreign = [key for key in rest if not key.startswith(ignored)] if ignored else rest
+    if foreign:
+        raise InputError(
+            f"{path} holds {len(foreign)} tensors that belong to no part of this family, {foreign[0]} first. "
+            f"Is it another model, or a fine-tune with additions?"
+        )
+    folder = beside or path.parent
+    found = read_folder(folder) if any((folder / name).is_dir() for name in COMPANIONS) else None
+    for name, (files, section) in original.companions.items():
+        for file in files:
+            if name not in parts and (folder / file).is_file() and (folder / file) != path:
+                parts[name] = section_part(section, open_tensors(folder / file), folder / file)
+    if found:
+        parts = {name: part for name, part in found.parts.items() if name in COMPANIONS} | parts
+    return Materials(
+        path=path,
+        layout="single-file",
+        parts=parts,
+        tokenizers=found.tokenizers if found else {},
+        metadata=read_metadata(path) if path.suffix == ".safetensors" else {},
+        marks=frozenset(key for key in rest if "." not in key),
+        left_out=rest,
+    )
+
+
+# What a single file may leave to its neighbours; never the backbone.
+COMPANIONS = (
+    "vae", "text_encoder", "text_encoder_2", "text_encoder_3",
+    "tokenizer", "tokenizer_2", "tokenizer_3", "processor",
+)  # fmt: skip
+
+
+def section_part(section: Section, tensors: Mapping[str, Tensor], at: Path) -> Material:
+    """A part whose tensors have the original names, prefix removed."""
+    try:
+        config = section.infer(shapes_of(tensors))
+    except (KeyError, ValueError, IndexError, ZeroDivisionError) as error:
+        raise InputError(f"{at}: the shapes of {section.prefix or 'its tensors'} tell no known network: {error}") from error
+    return Material(config, at, lambda: renamed(tensors, section.rows(config)))
