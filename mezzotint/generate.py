@@ -19,10 +19,10 @@ from mezzotint.families.adapt import adapted
 from mezzotint.families.control import controlled, hints
 from mezzotint.families.model import Model, working
 from mezzotint.families.steering import steering
-from mezzotint.guidance import Guidance
+from mezzotint.guidance import Guidance, skipped
 from mezzotint.process import Estimate, Level, RectifiedFlow, prediction
 from mezzotint.request import Request, Result
-from mezzotint.sampling import SAMPLERS, Denoise, Path, Rng, Sampler, fitted, sample, seeded_noise
+from mezzotint.sampling import SAMPLERS, Denoise, Path, Rng, Sampler, bounded, fitted, sample, seeded_noise
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -86,6 +86,7 @@ def generate_batch(model: Model, requests: Sequence[Request], watch: Watch | Non
     positive = replace(positive, **seen)
     negative = replace(negative, **seen) if negative else None
     denoise = denoiser(model, settings, positive, negative)
+    denoise = bounded(denoise, settings.sampler, model.contract.sampling.clip)
 
     x, pin = noise, None
     k = model.contract.inpaint
@@ -167,7 +168,7 @@ def denoiser(model: Model, settings: Settings, positive: Conditioning, negative:
             raw = guidance.combine(conditional, baseline)
             variance = None if variances is None else variances.chunk(2)[0]  # the conditional branch's
         if settings.skip and guidance.skips(settings.index(level), settings.total):
-            raw = guidance.away(raw, conditional, model.backbone(inputs, t, second).float())
+            raw = skipped(raw, conditional, model.backbone(inputs, t, second).float(), guidance.skip_scale)
         return prediction.estimate(meaning, raw, x, level, variance)
 
     return denoise

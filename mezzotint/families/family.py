@@ -39,7 +39,7 @@ class Family:
     codec: str = "vae"  # folder of the autoencoder
     text: Callable[[Materials, torch.dtype], TextEncoder | None] | None = None
     original: Original | None = None
-    components: Mapping[str, tuple[str, str]] = field(default_factory=dict[str, tuple[str, str]])  # more of the index
+    index: Mapping[str, Any] = field(default_factory=dict[str, Any])  # more of the model_index.json that we write
     asks: Callable[[Materials], str | None] = lambda materials: None  # what the files leave open, as a question
     notes: Callable[[Materials], tuple[str, ...]] = lambda materials: ()  # what the files do not say, assumed
 

@@ -1,0 +1,95 @@
+"""What the latent diffusion families share: sections of their original files, sizes, what a scheduler file adds."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+
+from mezzotint.backbones.unet_config import ConditionalUNetConfig
+from mezzotint.checkpoints.layouts.unet import unet, unet_config
+from mezzotint.checkpoints.layouts.vae import vae, vae_config
+from mezzotint.codec.kl_vae import KLVAEConfig
+from mezzotint.contract import SamplingFacts
+from mezzotint.errors import InputError
+from mezzotint.families.family import Asked
+from mezzotint.families.materials import Materials, Section
+from mezzotint.families.scheduler import read_scheduler
+from mezzotint.process import Prediction, Process, RectifiedFlow
+
+UNET, VAE = "model.diffusion_model.", "first_stage_model."
+
+# Names in original files that carry no weights of the published model: tables of the schedule, averages, the loss.
+IGNORED = (
+    "betas", "alphas_cumprod", "sqrt_", "log_one_minus", "posterior_", "logvar", "lvlb_weights", "scale_factor",
+    "model_ema.", "denoiser.", "global_step", "v_pred", "ztsnr", "edm_",
+)  # fmt: skip
+VAE_IGNORED = ("loss.", "model_ema.")
+
+
+def unet_section(heads: int | None = None, head_width: int | None = None) -> Section:
+    """The conditional U-Net under its usual prefix; shapes do not tell heads from their width, so one is given."""
+
+    def infer(shapes):
+        return unet_config(shapes, heads=heads, head_width=head_width)
+
+    return Section(UNET, infer, lambda config: unet(ConditionalUNetConfig.from_config(config)))
+
+
+def vae_section(scaling_factor: float = 0.18215, shift_factor: float | None = None) -> Section:
+    """The convolutional autoencoder under its usual prefix, with the scale that only its family knows."""
+
+    def infer(shapes):
+        return vae_config(shapes) | {"scaling_factor": scaling_factor, "shift_factor": shift_factor}
+
+    return Section(VAE, infer, lambda config: vae(KLVAEConfig.from_config(config)), VAE_IGNORED)
+
+
+def published(
+    materials: Materials, process: Process, sampling: SamplingFacts, asked: Asked, flow: RectifiedFlow | None = None
+) -> tuple[Process, SamplingFacts]:
+    """What the scheduler file says, the family's own facts where there is none; the user's word for the prediction.
+
+    InputError where the user and the scheduler file contradict each other.
+    """
+    if materials.scheduler is not None:
+        at = materials.path / "scheduler" / "scheduler_config.json"
+        process, sampling = read_scheduler(materials.scheduler, at, sampling, flow)
+        if asked.prediction not in (None, process.prediction):
+            raise InputError(
+                f"prediction is {process.prediction} in {at} but {asked.prediction} was asked for: leave --prediction out, "
+                f"or mend the file if you know better"
+            )
+    elif (said := stated(materials)) is not None and asked.prediction not in (None, said):
+        raise InputError(f"{materials.path} says prediction {said}, but {asked.prediction} was asked for: leave it out")
+    elif asked.prediction or said:
+        process = replace(process, prediction=asked.prediction or said)
+    return process, sampling
+
+
+def stated(materials: Materials) -> Prediction | None:
+    """The prediction that a single file states: by a flag among its tensors, or in its header."""
+    if "v_pred" in materials.marks:
+        return Prediction.VELOCITY
+    words = {"epsilon": Prediction.EPSILON, "eps": Prediction.EPSILON, "v": Prediction.VELOCITY}
+    words["v_prediction"] = Prediction.VELOCITY
+    return words.get(materials.metadata.get("modelspec.prediction_type", ""))
+
+
+def side(materials: Materials, usual: int, factor: int = 8) -> tuple[int, int]:
+    """Width and height in pixels of the training images: the sample size in latents where a file states it."""
+    sample = materials.config("unet", "sample_size") or materials.config("transformer", "sample_size")
+    if sample is None or materials.layout == "single-file":
+        return usual, usual
+    height, width = (sample, sample) if isinstance(sample, int) else sample
+    return width * factor, height * factor
+
+
+def pipeline_of(plain: str, inpainting: str, consistency: str) -> Callable[[Materials], str]:
+    """The class name of the pipeline that fits a U-Net: nine channels repaint, a guidance embedding is consistency."""
+
+    def name(materials: Materials) -> str:
+        if materials.config("unet", "time_cond_proj_dim") is not None:
+            return consistency
+        return inpainting if materials.config("unet", "in_channels") == 9 else plain
+
+    return name

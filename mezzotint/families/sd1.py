@@ -1,0 +1,77 @@
+"""Stable Diffusion 1.x (Rombach et al. 2022), its inpainting models, and latent consistency models made from it.
+
+UNet2DConditionModel (convolutional projections, 8 heads), AutoencoderKL f8 with 4 channels, CLIP-L's last hidden state.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from mezzotint.contract import GuidanceFacts, SamplingFacts
+from mezzotint.families.family import Asked, Family
+from mezzotint.families.latent import IGNORED, UNET, pipeline_of, published, side, unet_section, vae_section
+from mezzotint.families.materials import Materials, Original, Section, Shapes
+from mezzotint.families.prompts import clip_l_section, clip_text
+from mezzotint.process import Prediction, Process, schedules
+from mezzotint.text import TextEncoder
+
+TEXT = "cond_stage_model.transformer."
+TRAINED = Process(schedules.scaled_linear(0.00085, 0.012), Prediction.EPSILON)
+PLAIN = SamplingFacts(sampler="ddim", steps=50, spacing="leading", offset=1, last="lowest")
+
+
+def fits(materials: Materials) -> bool:
+    """One text encoder, and projections that are convolutions."""
+    return (
+        materials.kind("unet") == "UNet2DConditionModel"
+        and materials.kind("text_encoder") == "CLIPTextModel"
+        and not materials.config("unet", "use_linear_projection", False)
+        and materials.config("unet", "addition_embed_type") is None
+    )
+
+
+def text(materials: Materials, dtype: torch.dtype) -> TextEncoder:
+    return clip_text(materials, "text_encoder", "tokenizer", dtype, layer=-1)
+
+
+def facts(materials: Materials, asked: Asked) -> dict[str, Any]:
+    """Epsilon on the scaled-linear table unless the scheduler file or the user says otherwise."""
+    process, sampling = published(materials, TRAINED, PLAIN, asked)
+    told = materials.config("unet", "time_cond_proj_dim") is not None  # a latent consistency model
+    if told:
+        sampling = SamplingFacts(sampler="lcm", steps=4)
+    return {
+        "process": process,
+        "sampling": sampling,
+        "guidance": GuidanceFacts(dropout=0.1, distilled=told, embedded=told, scale=8.5 if told else 7.5),
+        "size": side(materials, 512),
+        **inpainting(materials),
+    }
+
+
+def inpainting(materials: Materials) -> dict[str, Any]:
+    """Nine input channels: the noisy latents, a mask, the masked picture's latents."""
+    return {"inpaint": 1, "mask_cells": "corner"} if materials.config("unet", "in_channels") == 9 else {}
+
+
+def original(shapes: Shapes) -> bool:
+    projection = next((shape for name, shape in shapes.items() if name.endswith("1.proj_in.weight")), ())
+    return UNET + "input_blocks.0.0.weight" in shapes and len(projection) == 4 and any(n.startswith(TEXT) for n in shapes)
+
+
+def sections(shapes: Shapes) -> dict[str, Section]:
+    return {"unet": unet_section(heads=8), "vae": vae_section(), "text_encoder": clip_l_section(TEXT)}
+
+
+FAMILY = Family(
+    name="sd1",
+    title="Stable Diffusion 1.x",
+    pipeline=pipeline_of("StableDiffusionPipeline", "StableDiffusionInpaintPipeline", "LatentConsistencyModelPipeline"),
+    fits=fits,
+    facts=facts,
+    licence=lambda materials: "CreativeML OpenRAIL-M",
+    text=text,
+    original=Original(original, sections, ignored=IGNORED),
+)

@@ -1,0 +1,116 @@
+"""Stable Diffusion XL (Podell et al. 2023): base and refiner.
+
+UNet2DConditionModel told the picture's sizes, AutoencoderKL f8 scaled by 0.13025, CLIP-L and OpenCLIP bigG read at
+their last but one layer and joined on channels; the refiner reads bigG alone and is told an aesthetic score.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from mezzotint.contract import GuidanceFacts, SamplingFacts
+from mezzotint.families.family import Asked, Family
+from mezzotint.families.latent import IGNORED, UNET, pipeline_of, published, side, unet_section, vae_section
+from mezzotint.families.materials import Materials, Original, Section, Shapes
+from mezzotint.families.prompts import clip_l_section, clip_text, joined_channels, open_clip_section
+from mezzotint.families.sd1 import TRAINED, inpainting
+from mezzotint.text import TextEncoder
+
+FIRST, SECOND = "conditioner.embedders.0.", "conditioner.embedders.1."
+PLAIN = SamplingFacts(sampler="euler", steps=50, spacing="leading", offset=1)
+CROP = ("original_height", "original_width", "crop_top", "crop_left")
+
+
+def sized(materials: Materials) -> bool:
+    """A U-Net that is told numbers about the picture."""
+    return (
+        materials.kind("unet") == "UNet2DConditionModel"
+        and materials.config("unet", "addition_embed_type") == "text_time"
+    )
+
+
+def text(materials: Materials, dtype: torch.dtype) -> TextEncoder:
+    """Without a prompt the base is told zeros, where its files say so."""
+    nothing = "zeros" if materials.index.get("force_zeros_for_empty_prompt", True) else "encoded"
+    return joined_channels(
+        clip_text(materials, "text_encoder", "tokenizer", dtype, layer=-2),
+        clip_text(materials, "text_encoder_2", "tokenizer_2", dtype, layer=-2, padding="!", projected=True),
+        nothing=nothing,
+    )
+
+
+def refiner_text(materials: Materials, dtype: torch.dtype) -> TextEncoder:
+    return clip_text(materials, "text_encoder_2", "tokenizer_2", dtype, layer=-2, padding="!", projected=True)
+
+
+def facts(materials: Materials, asked: Asked) -> dict[str, Any]:
+    process, sampling = published(materials, TRAINED, PLAIN, asked)
+    told = materials.config("unet", "time_cond_proj_dim") is not None  # a latent consistency model
+    if told:
+        sampling = SamplingFacts(sampler="lcm", steps=4)
+    return {
+        "process": process,
+        "sampling": sampling,
+        "guidance": GuidanceFacts(dropout=0.1, distilled=told, embedded=told, scale=8.0 if told else 5.0),
+        "size": side(materials, 1024),
+        "picture": (*CROP, "target_height", "target_width"),
+        **inpainting(materials),
+    }
+
+
+def refiner_facts(materials: Materials, asked: Asked) -> dict[str, Any]:
+    return facts(materials, asked) | {"picture": (*CROP, "aesthetic")}
+
+
+def original(shapes: Shapes) -> bool:
+    return UNET + "label_emb.0.0.weight" in shapes and any(name.startswith(FIRST + "transformer.") for name in shapes)
+
+
+def sections(shapes: Shapes) -> dict[str, Section]:
+    return {
+        "unet": unet_section(head_width=64),
+        "vae": vae_section(scaling_factor=0.13025),
+        "text_encoder": clip_l_section(FIRST + "transformer."),
+        "text_encoder_2": open_clip_section(SECOND + "model.", projected=True),
+    }
+
+
+def refiner_original(shapes: Shapes) -> bool:
+    return UNET + "label_emb.0.0.weight" in shapes and any(name.startswith(FIRST + "model.") for name in shapes)
+
+
+def refiner_sections(shapes: Shapes) -> dict[str, Section]:
+    return {
+        "unet": unet_section(head_width=64),
+        "vae": vae_section(scaling_factor=0.13025),
+        "text_encoder_2": open_clip_section(FIRST + "model.", projected=True),
+    }
+
+
+LICENCE = "CreativeML Open RAIL++-M"
+FAMILY = Family(
+    name="sdxl",
+    title="Stable Diffusion XL",
+    pipeline=pipeline_of(
+        "StableDiffusionXLPipeline", "StableDiffusionXLInpaintPipeline", "StableDiffusionXLPipeline"
+    ),
+    fits=lambda materials: sized(materials) and "text_encoder" in materials.parts,
+    facts=facts,
+    licence=lambda materials: LICENCE,
+    text=text,
+    original=Original(original, sections, IGNORED),
+    index={"force_zeros_for_empty_prompt": True},
+)
+REFINER = Family(
+    name="sdxl-refiner",
+    title="Stable Diffusion XL refiner",
+    pipeline=lambda materials: "StableDiffusionXLImg2ImgPipeline",
+    fits=lambda materials: sized(materials) and "text_encoder" not in materials.parts,
+    facts=refiner_facts,
+    licence=lambda materials: LICENCE,
+    text=refiner_text,
+    original=Original(refiner_original, refiner_sections, IGNORED),
+    index={"force_zeros_for_empty_prompt": False, "requires_aesthetics_score": True},
+)
