@@ -26,7 +26,7 @@ def assemble(
 ) -> Model:
     """Build every part in place and write the contract; InputError where parts are missing or do not fit each other."""
     question = family.asks(materials)
-    if question and asked.prediction is None:
+    if question and asked == Asked():
         raise InputError(f"{materials.path}: {question}")
     facts = family.facts(materials, asked)
     material = materials.material(family.backbone, f"without it there is no {family.title}")

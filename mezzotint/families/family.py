@@ -19,6 +19,7 @@ class Asked:
     """What the user adds where files are silent; None leaves the answer to the files."""
 
     prediction: Prediction | None = None  # SD 2: epsilon (2.x-base) or velocity (2.0, 2.1)
+    distilled: bool | None = None  # FLUX.2 klein: the distilled model or the base
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,8 +40,9 @@ class Family:
     codec: str = "vae"  # folder of the autoencoder
     text: Callable[[Materials, torch.dtype], TextEncoder | None] | None = None
     original: Original | None = None
+    folders: Mapping[str, str] = field(default_factory=dict[str, str])  # parts that the pipeline calls otherwise
     index: Mapping[str, Any] = field(default_factory=dict[str, Any])  # more of the model_index.json that we write
-    asks: Callable[[Materials], str | None] = lambda materials: None  # what the files leave open, as a question
+    asks: Callable[[Materials], str | None] = lambda materials: None  # what only the user can say, as a question
     notes: Callable[[Materials], tuple[str, ...]] = lambda materials: ()  # what the files do not say, assumed
 
 

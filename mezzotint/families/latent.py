@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
+from typing import Any
 
 from mezzotint.backbones.unet_config import ConditionalUNetConfig
 from mezzotint.checkpoints.layouts.unet import unet, unet_config
@@ -12,7 +13,7 @@ from mezzotint.codec.kl_vae import KLVAEConfig
 from mezzotint.contract import SamplingFacts
 from mezzotint.errors import InputError
 from mezzotint.families.family import Asked
-from mezzotint.families.materials import Materials, Section
+from mezzotint.families.materials import Materials, Section, Shapes
 from mezzotint.families.scheduler import read_scheduler
 from mezzotint.process import Prediction, Process, RectifiedFlow
 
@@ -26,22 +27,28 @@ IGNORED = (
 VAE_IGNORED = ("loss.", "model_ema.")
 
 
-def unet_section(heads: int | None = None, head_width: int | None = None) -> Section:
-    """The conditional U-Net under its usual prefix; shapes do not tell heads from their width, so one is given."""
+def unet_section(
+    stated: Mapping[str, Any], heads: int | None = None, head_width: int | None = None
+) -> Section:
+    """The conditional U-Net under its usual prefix; shapes do not tell heads from their width, so one is given.
 
-    def infer(shapes):
-        return unet_config(shapes, heads=heads, head_width=head_width)
+    `stated`, a config.json beside the file, has the last word where it is a U-Net's.
+    """
+    known = stated if stated.get("_class_name") == "UNet2DConditionModel" else {}
+
+    def infer(shapes: Shapes) -> dict[str, Any]:
+        return unet_config(shapes, heads=heads, head_width=head_width) | dict(known)
 
     return Section(UNET, infer, lambda config: unet(ConditionalUNetConfig.from_config(config)))
 
 
-def vae_section(scaling_factor: float = 0.18215, shift_factor: float | None = None) -> Section:
+def vae_section(scaling_factor: float = 0.18215, shift_factor: float | None = None, config: Any = KLVAEConfig) -> Section:
     """The convolutional autoencoder under its usual prefix, with the scale that only its family knows."""
 
-    def infer(shapes):
-        return vae_config(shapes) | {"scaling_factor": scaling_factor, "shift_factor": shift_factor}
+    def infer(shapes: Shapes) -> dict[str, Any]:
+        return vae_config(shapes, scaling_factor=scaling_factor, shift_factor=shift_factor)
 
-    return Section(VAE, infer, lambda config: vae(KLVAEConfig.from_config(config)), VAE_IGNORED)
+    return Section(VAE, infer, lambda data: vae(config.from_config(data)), VAE_IGNORED)
 
 
 def published(

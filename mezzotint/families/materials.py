@@ -15,6 +15,8 @@ from mezzotint.checkpoints.keymap import Entry, renamed
 from mezzotint.errors import InputError
 
 INDEX = "model_index.json"
+SCHEDULER = "scheduler_config.json"
+ALIASES = {"vqvae": "vae", "bert": "text_encoder"}  # as early pipelines named them
 STEMS = ("diffusion_pytorch_model", "model")  # of weights, as diffusers and as transformers name them
 Shapes = Mapping[str, tuple[int, ...]]
 Layout = Literal["diffusers", "single-file"]
@@ -80,21 +82,20 @@ def read_folder(path: Path) -> Materials:
     tokenizers: dict[str, Path] = {}
     scheduler: Mapping[str, Any] | None = None
     for folder in sorted(entry for entry in path.iterdir() if entry.is_dir()):
-        listed = index.get(folder.name, [None, None])
-        switched_off = isinstance(listed, list) and folder.name in index and listed == [None, None]
-        if switched_off:
+        name = ALIASES.get(folder.name, folder.name)
+        if index.get(folder.name) == [None, None]:
             continue
-        if (folder / "scheduler_config.json").is_file():
-            scheduler = read_json(folder / "scheduler_config.json")
-        elif folder.name.startswith("tokenizer") or folder.name == "processor":
-            tokenizers[folder.name] = folder
+        if (folder / SCHEDULER).is_file():
+            scheduler = read_json(folder / SCHEDULER)
+        elif name.startswith("tokenizer") or name == "processor":
+            tokenizers[name] = folder
         elif (folder / "config.json").is_file():
-            parts[folder.name] = folder_part(folder)
+            parts[name] = folder_part(folder)
     if not index and not parts and (path / "config.json").is_file():  # one network alone, as DDPM's were published
-        lone = folder_part(path)
+        lone = Material(read_json(path / "config.json"), path, lambda: open_part(path, STEMS))
         parts = {"transformer" if "Transformer" in lone.kind else "unet": lone}
-        if (path / "scheduler_config.json").is_file():
-            scheduler = read_json(path / "scheduler_config.json")
+    if scheduler is None and (path / SCHEDULER).is_file():
+        scheduler = read_json(path / SCHEDULER)
     return Materials(path, "diffusers", parts, tokenizers, scheduler, index)
 
 
@@ -116,12 +117,13 @@ class Section:
 class Original:
     """A family's single-file layout.
 
-    `fits` looks at names and shapes alone. `companions` are original files of other parts that are published beside
-    this one, by part: their names and their section.
+    `fits` looks at names and shapes alone. `sections` sees the tensors too (a file may carry a number), and what a
+    config.json beside the file states about the backbone. `companions` are original files of other parts that are
+    published beside this one, by part: their names and their section.
     """
 
     fits: Callable[[Shapes], bool]
-    sections: Callable[[Shapes], Mapping[str, Section]]
+    sections: Callable[[Mapping[str, Tensor], Mapping[str, Any]], Mapping[str, Section]]
     ignored: tuple[str, ...] = ()
     companions: Mapping[str, tuple[tuple[str, ...], Section]] = field(
         default_factory=dict[str, tuple[tuple[str, ...], Section]]
@@ -136,41 +138,42 @@ def read_original(path: Path, tensors: Mapping[str, Tensor], original: Original,
     """A single file of a known family, its parts under the folder's names.
 
     Parts and tokenizers that the file lacks are looked for in the folder `beside`, else in the file's own: subfolders
-    of the published layout, or companion files. InputError for tensors that belong to no part.
+    of the published layout, or companion files; config.json and scheduler_config.json there say what names and shapes
+    do not. InputError for tensors that belong to no part.
     """
-    shapes = shapes_of(tensors)
-    sections = original.sections(shapes)
+    folder = beside or path.parent
+    stated = read_json(folder / "config.json") if (folder / "config.json").is_file() else {}
+    sections = original.sections(tensors, stated)
+    ignored = (*original.ignored, *(s.prefix + skip for s in sections.values() for skip in s.ignored))
+    others = tuple(section.prefix for section in sections.values() if section.prefix)
     parts: dict[str, Material] = {}
     claimed: set[str] = set()
     for name, section in sections.items():
-        own = {key[len(section.prefix) :]: tensor for key, tensor in tensors.items() if key.startswith(section.prefix)}
-        if not section.prefix:  # the whole file but what other sections and flags claim
-            own = {key: tensor for key, tensor in own.items() if not key.startswith(original.ignored)}
-        own = {key: tensor for key, tensor in own.items() if not (section.ignored and key.startswith(section.ignored))}
-        claimed |= {section.prefix + key for key in own}
+        prefix = section.prefix
+        own = [key for key in tensors if key.startswith(prefix) and not (ignored and key.startswith(ignored))]
+        if not prefix:  # all that no other part claims
+            own = [key for key in own if not (others and key.startswith(others))]
+        claimed |= {*own}
         if own:
-            parts[name] = section_part(section, own, path)
+            parts[name] = section_part(section, {key[len(prefix) :]: tensors[key] for key in own}, path)
     rest = [key for key in tensors if key not in claimed]
-    ignored = (*original.ignored, *(s.prefix + skip for s in sections.values() for skip in s.ignored))
-    foreign = [key for key in rest if not key.startswith(ignored)] if ignored else rest
+    foreign = [key for key in rest if not (ignored and key.startswith(ignored))]
     if foreign:
         raise InputError(
             f"{path} holds {len(foreign)} tensors that belong to no part of this family, {foreign[0]} first. "
             f"Is it another model, or a fine-tune with additions?"
         )
-    folder = beside or path.parent
-    found = read_folder(folder) if any((folder / name).is_dir() for name in COMPANIONS) else None
     for name, (files, section) in original.companions.items():
         for file in files:
             if name not in parts and (folder / file).is_file() and (folder / file) != path:
                 parts[name] = section_part(section, open_tensors(folder / file), folder / file)
-    if found:
-        parts = {name: part for name, part in found.parts.items() if name in COMPANIONS} | parts
+    found = read_folder(folder)
     return Materials(
         path=path,
         layout="single-file",
-        parts=parts,
-        tokenizers=found.tokenizers if found else {},
+        parts={name: part for name, part in found.parts.items() if name in COMPANIONS} | parts,
+        tokenizers=found.tokenizers,
+        scheduler=found.scheduler,
         metadata=read_metadata(path) if path.suffix == ".safetensors" else {},
         marks=frozenset(key for key in rest if "." not in key),
         left_out=rest,
@@ -178,10 +181,7 @@ def read_original(path: Path, tensors: Mapping[str, Tensor], original: Original,
 
 
 # What a single file may leave to its neighbours; never the backbone.
-COMPANIONS = (
-    "vae", "text_encoder", "text_encoder_2", "text_encoder_3",
-    "tokenizer", "tokenizer_2", "tokenizer_3", "processor",
-)  # fmt: skip
+COMPANIONS = ("vae", "text_encoder", "text_encoder_2", "text_encoder_3")
 
 
 def section_part(section: Section, tensors: Mapping[str, Tensor], at: Path) -> Material:

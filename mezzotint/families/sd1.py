@@ -5,9 +5,11 @@ UNet2DConditionModel (convolutional projections, 8 heads), AutoencoderKL f8 with
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from mezzotint.contract import GuidanceFacts, SamplingFacts
 from mezzotint.families.family import Asked, Family
@@ -61,8 +63,8 @@ def original(shapes: Shapes) -> bool:
     return UNET + "input_blocks.0.0.weight" in shapes and len(projection) == 4 and any(n.startswith(TEXT) for n in shapes)
 
 
-def sections(shapes: Shapes) -> dict[str, Section]:
-    return {"unet": unet_section(heads=8), "vae": vae_section(), "text_encoder": clip_l_section(TEXT)}
+def sections(tensors: Mapping[str, Tensor], stated: Mapping[str, Any]) -> dict[str, Section]:
+    return {"unet": unet_section(stated, heads=8), "vae": vae_section(), "text_encoder": clip_l_section(TEXT)}
 
 
 FAMILY = Family(

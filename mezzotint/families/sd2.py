@@ -5,9 +5,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from mezzotint.contract import GuidanceFacts
 from mezzotint.families.family import Asked, Family
@@ -61,9 +63,9 @@ def original(shapes: Shapes) -> bool:
     return UNET + "input_blocks.0.0.weight" in shapes and any(name.startswith(TEXT) for name in shapes)
 
 
-def sections(shapes: Shapes) -> dict[str, Section]:
+def sections(tensors: Mapping[str, Tensor], stated: Mapping[str, Any]) -> dict[str, Section]:
     """Of the original text encoder the layers behind the one that is read are kept out, as in published folders."""
-    return {"unet": unet_section(head_width=64), "vae": vae_section(), "text_encoder": open_clip_section(TEXT)}
+    return {"unet": unet_section(stated, head_width=64), "vae": vae_section(), "text_encoder": open_clip_section(TEXT)}
 
 
 FAMILY = Family(

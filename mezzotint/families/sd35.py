@@ -6,9 +6,11 @@ their last but one layer, joined on channels and filled up to T5's width, then T
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from mezzotint.checkpoints.layouts.mmdit import mmdit, mmdit_config
 from mezzotint.backbones.mmdit import MMDiTConfig
@@ -35,7 +37,7 @@ def facts(materials: Materials, asked: Asked) -> dict[str, Any]:
     }
 
 
-def sections(shapes: Shapes) -> dict[str, Section]:
+def sections(tensors: Mapping[str, Tensor], stated: Mapping[str, Any]) -> dict[str, Section]:
     """Text encoders are in the file or not; the released files come both ways."""
     return {
         "transformer": Section(

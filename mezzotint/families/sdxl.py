@@ -6,9 +6,11 @@ their last but one layer and joined on channels; the refiner reads bigG alone an
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from mezzotint.contract import GuidanceFacts, SamplingFacts
 from mezzotint.families.family import Asked, Family
@@ -68,9 +70,9 @@ def original(shapes: Shapes) -> bool:
     return UNET + "label_emb.0.0.weight" in shapes and any(name.startswith(FIRST + "transformer.") for name in shapes)
 
 
-def sections(shapes: Shapes) -> dict[str, Section]:
+def sections(tensors: Mapping[str, Tensor], stated: Mapping[str, Any]) -> dict[str, Section]:
     return {
-        "unet": unet_section(head_width=64),
+        "unet": unet_section(stated, head_width=64),
         "vae": vae_section(scaling_factor=0.13025),
         "text_encoder": clip_l_section(FIRST + "transformer."),
         "text_encoder_2": open_clip_section(SECOND + "model.", projected=True),
@@ -81,9 +83,9 @@ def refiner_original(shapes: Shapes) -> bool:
     return UNET + "label_emb.0.0.weight" in shapes and any(name.startswith(FIRST + "model.") for name in shapes)
 
 
-def refiner_sections(shapes: Shapes) -> dict[str, Section]:
+def refiner_sections(tensors: Mapping[str, Tensor], stated: Mapping[str, Any]) -> dict[str, Section]:
     return {
-        "unet": unet_section(head_width=64),
+        "unet": unet_section(stated, head_width=64),
         "vae": vae_section(scaling_factor=0.13025),
         "text_encoder_2": open_clip_section(FIRST + "model.", projected=True),
     }
