@@ -13,6 +13,7 @@ from typing import Any
 from torch import Tensor
 
 from mezzotint.backbones.unet_config import UNetConfig
+from mezzotint.checkpoints.keymap import Entry
 from mezzotint.checkpoints.layouts.adm import adm, adm_config
 from mezzotint.checkpoints.layouts.ddpm import ddpm, ddpm_config
 from mezzotint.contract import ClassFacts, GuidanceFacts, SamplingFacts
@@ -105,16 +106,18 @@ def original(shapes: Shapes) -> bool:
 
 def sections(tensors: Mapping[str, Tensor], stated: Mapping[str, Any]) -> dict[str, Section]:
     """`stated` is the config.json beside the file; its `_qkv_order` says how q, k and v are stacked, legacy or new."""
-    if ported(tensors):  # pyright: ignore[reportArgumentType]
-        return {"unet": Section("", ddpm_config, lambda config: ddpm(UNetConfig.from_config(config)))}
-    known = {"heads": 1} if stated else {}
-    return {
-        "unet": Section(
-            "",
-            lambda shapes: adm_config(shapes, **known) | dict(stated),
-            lambda config: adm(UNetConfig.from_config(config), config.get("_qkv_order")),
-        )
-    }
+
+    def infer(shapes: Shapes) -> dict[str, Any]:
+        if ported(shapes):
+            return ddpm_config(shapes) | dict(stated)
+        unknown = {"heads": 1} if stated else {}  # a shape that was never published: the file beside it says
+        return adm_config(shapes, **unknown) | dict(stated)
+
+    def rows(config: Mapping[str, Any]) -> list[Entry]:
+        network = UNetConfig.from_config(config)
+        return ddpm(network) if network.freq_shift == 1 else adm(network, config.get("_qkv_order"))
+
+    return {"unet": Section("", infer, rows)}
 
 
 FAMILY = Family(
@@ -125,5 +128,5 @@ FAMILY = Family(
     facts=facts,
     licence=lambda materials: "MIT" if materials.parts["unet"].config.get("freq_shift") != 1 else "not stated",
     codec="",
-    original=Original(lambda shapes: original(shapes), sections),
+    original=Original(original, sections),
 )

@@ -7,9 +7,11 @@ from dataclasses import replace
 from typing import Any
 
 from mezzotint.backbones.unet_config import ConditionalUNetConfig
+from mezzotint.checkpoints.keymap import Entry
 from mezzotint.checkpoints.layouts.unet import unet, unet_config
 from mezzotint.checkpoints.layouts.vae import vae, vae_config
 from mezzotint.codec.kl_vae import KLVAEConfig
+from mezzotint.codec.vq import VQConfig
 from mezzotint.contract import SamplingFacts
 from mezzotint.errors import InputError
 from mezzotint.families.family import Asked
@@ -42,13 +44,17 @@ def unet_section(
     return Section(UNET, infer, lambda config: unet(ConditionalUNetConfig.from_config(config)))
 
 
-def vae_section(scaling_factor: float = 0.18215, shift_factor: float | None = None, config: Any = KLVAEConfig) -> Section:
+def vae_section(scaling_factor: float = 0.18215, shift_factor: float | None = None) -> Section:
     """The convolutional autoencoder under its usual prefix, with the scale that only its family knows."""
 
     def infer(shapes: Shapes) -> dict[str, Any]:
         return vae_config(shapes, scaling_factor=scaling_factor, shift_factor=shift_factor)
 
-    return Section(VAE, infer, lambda data: vae(config.from_config(data)), VAE_IGNORED)
+    def rows(config: Mapping[str, Any]) -> list[Entry]:
+        kind = VQConfig if config["_class_name"] == "VQModel" else KLVAEConfig
+        return vae(kind.from_config(config))
+
+    return Section(VAE, infer, rows, VAE_IGNORED)
 
 
 def published(

@@ -16,7 +16,6 @@ from mezzotint.backbones.class_tokens import ClassTokensConfig
 from mezzotint.backbones.unet_config import ConditionalUNetConfig, UNetConfig
 from mezzotint.checkpoints.keymap import Entry
 from mezzotint.checkpoints.layouts.unet import unet, unet_config
-from mezzotint.codec.vq import VQConfig
 from mezzotint.contract import ClassFacts, GuidanceFacts, SamplingFacts
 from mezzotint.errors import InputError
 from mezzotint.families.family import Asked, Family
@@ -78,7 +77,7 @@ def text_facts(materials: Materials, asked: Asked) -> dict[str, Any]:
 def first_stage(tensors: Mapping[str, Tensor]) -> Section:
     """VQ latents are not scaled; KL latents are by 0.18215, or by the number that the file carries."""
     if VAE + "quantize.embedding.weight" in tensors:
-        return vae_section(1.0, config=VQConfig)
+        return vae_section(1.0)
     carried = tensors.get("scale_factor")
     return vae_section(0.18215 if carried is None else float(carried))
 
