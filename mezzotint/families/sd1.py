@@ -35,7 +35,7 @@ def fits(materials: Materials) -> bool:
 
 
 def text(materials: Materials, dtype: torch.dtype) -> TextEncoder:
-    return clip_text(materials, "text_encoder", "tokenizer", dtype, layer=-1)
+    return clip_text(materials, "text_encoder", dtype)
 
 
 def facts(materials: Materials, asked: Asked) -> dict[str, Any]:

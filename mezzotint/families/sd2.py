@@ -35,7 +35,7 @@ def fits(materials: Materials) -> bool:
 
 def text(materials: Materials, dtype: torch.dtype) -> TextEncoder:
     """Published folders keep the layers up to the one that is read, so the last one there is the last but one."""
-    return clip_text(materials, "text_encoder", "tokenizer", dtype, layer=-1, padding="!")
+    return clip_text(materials, "text_encoder", dtype, padding="!")
 
 
 def asks(materials: Materials) -> str | None:

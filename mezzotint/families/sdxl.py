@@ -16,9 +16,11 @@ from mezzotint.contract import GuidanceFacts, SamplingFacts
 from mezzotint.families.family import Asked, Family
 from mezzotint.families.latent import IGNORED, UNET, pipeline_of, published, side, unet_section, vae_section
 from mezzotint.families.materials import Materials, Original, Section, Shapes
-from mezzotint.families.prompts import clip_l_section, clip_text, joined_channels, open_clip_section
+from mezzotint.families.prompts import clip_l_section, clip_text, open_clip_section
 from mezzotint.families.sd1 import TRAINED, inpainting
 from mezzotint.text import TextEncoder
+from mezzotint.text.clip import Clip
+from mezzotint.text.joint import Joint
 
 FIRST, SECOND = "conditioner.embedders.0.", "conditioner.embedders.1."
 PLAIN = SamplingFacts(sampler="euler", steps=50, spacing="leading", offset=1)
@@ -36,15 +38,17 @@ def sized(materials: Materials) -> bool:
 def text(materials: Materials, dtype: torch.dtype) -> TextEncoder:
     """Without a prompt the base is told zeros, where its files say so."""
     nothing = "zeros" if materials.index.get("force_zeros_for_empty_prompt", True) else "encoded"
-    return joined_channels(
-        clip_text(materials, "text_encoder", "tokenizer", dtype, layer=-2),
-        clip_text(materials, "text_encoder_2", "tokenizer_2", dtype, layer=-2, padding="!", projected=True),
-        nothing=nothing,
-    )
+    first = clip_text(materials, "text_encoder", dtype, -2, False)
+    return Joint((first, big(materials, dtype)), stands_for_nothing=nothing)
 
 
 def refiner_text(materials: Materials, dtype: torch.dtype) -> TextEncoder:
-    return clip_text(materials, "text_encoder_2", "tokenizer_2", dtype, layer=-2, padding="!", projected=True)
+    return big(materials, dtype)
+
+
+def big(materials: Materials, dtype: torch.dtype) -> Clip:
+    """OpenCLIP bigG before its last layer, its projection the vector for the whole prompt."""
+    return clip_text(materials, "text_encoder_2", dtype, -2, False, "projection", "!")
 
 
 def facts(materials: Materials, asked: Asked) -> dict[str, Any]:

@@ -1,0 +1,86 @@
+"""Text encoders of the published families, from parts in either layout."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from mezzotint.checkpoints import read_json
+from mezzotint.checkpoints.layouts import text as layouts
+from mezzotint.errors import InputError
+from mezzotint.families.materials import Material, Materials, Section
+from mezzotint.text import TextEncoder, bert, clip, llm, t5
+from mezzotint.text.clip import Clip, Pooling
+from mezzotint.text.joint import Joint
+from mezzotint.text.t5 import T5, NoT5
+from mezzotint.text.vocabulary import clip_vocabulary, open_tokenizer
+
+REMEDY = "give a folder that has it (--parts), or put {part}/ beside the file"
+
+
+def clip_text(
+    materials: Materials,
+    part: str,
+    dtype: torch.dtype,
+    layer: int = -1,
+    norm: bool = True,
+    pooling: Pooling = "none",
+    padding: str | None = None,
+) -> Clip:
+    """A CLIP with the tokenizer of its folder; an original file has none, and CLIP's own vocabulary is the same.
+
+    `padding` is what the family was trained with, where no tokenizer folder says it.
+    """
+    material = materials.material(part, REMEDY.format(part=part))
+    folder = materials.tokenizers.get(part.replace("text_encoder", "tokenizer"))
+    tokenizer = open_tokenizer("CLIPTokenizerFast", folder) if folder else clip_vocabulary()
+    padding = padding_of(folder) if folder else padding
+    return clip.from_tensors(
+        material.config, material.tensors, tokenizer, dtype, layer, norm, pooling, padding, part, at=material.at
+    )
+
+
+def padding_of(folder: Path) -> str | None:
+    """The padding token that special_tokens_map.json names; it has the last word over tokenizer_config.json (SD 2.x)."""
+    stated = folder / "special_tokens_map.json"
+    token = read_json(stated).get("pad_token") if stated.is_file() else None
+    return token.get("content") if isinstance(token, Mapping) else token
+
+
+def sd3_text(materials: Materials, dtype: torch.dtype) -> TextEncoder:
+    """Two CLIPs and T5; without T5 zeros stand in its place."""
+    clips = [clip_text(materials, part, dtype, -2, False, "projection") for part in ("text_encoder", "text_encoder_2")]
+    return Joint(tuple(clips), t5_text(materials, dtype))
+
+
+def t5_text(materials: Materials, dtype: torch.dtype) -> T5 | NoT5:
+    if "text_encoder_3" not in materials.parts:
+        return NoT5(width=int(materials.config("transformer", "joint_attention_dim", 4096)), dtype=dtype)
+    material = materials.parts["text_encoder_3"]
+    return t5.from_tensors(
+        material.config, material.tensors, tokenizer_of(materials, "tokenizer_3", "T5TokenizerFast"), dtype,
+        at=material.at,
+    )  # fmt: skip
+
+
+def flux2_text(materials: Materials, dtype: torch.dtype) -> TextEncoder:
+    """Hidden states of the language model; dev's tokenizer lives in its processor's folder."""
+    material = materials.material("text_encoder", REMEDY.format(part="text_encoder"))
+    tokenizer = tokenizer_of(materials, "tokenizer", "AutoTokenizer")
+    return llm.from_tensors(material.config, material.tensors, tokenizer, dtype, at=material.at)
+
+
+def bert_text(materials: Materials, dtype: torch.dtype) -> TextEncoder:
+    material = materials.material("text_encoder", REMEDY.format(part="text_encoder"))
+    tokenizer = tokenizer_of(materials, "tokenizer", "BertTokenizerFast")
+    return bert.from_tensors(material.config, material.tensors, tokenizer, dtype, at=material.at)
+
+
+def tokenizer_of(materials: Materials, name: str, kind: str) -> Any:
+    folder = materials.tokenizers.get(name)
+    if folder is None:
+        raise InputError(f"{materials.path} has no {name}: {REMEDY.format(part=name)}")
+    return open_tokenizer(kind, folder)
