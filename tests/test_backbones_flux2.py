@@ -38,7 +38,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
         "axes_dims_rope": (4, 4, 4, 4),
     },
 }
-TIME = torch.tensor([3.0, 417.25, 999.9])
+TIME = torch.tensor([3.0, 507.4025, 999.9])  # the second is not itself after / 1000 * 1000 in float32
 SCALE = torch.tensor([1.0, 4.0, 3.37])
 CASES = {  # height and width of the picture, of each reference, and the words
     "square": ((6, 6), (), 5),
@@ -94,7 +94,7 @@ def test_equals_reference(name: str, shape: str) -> None:
     with torch.no_grad():
         found, expected = ours(x, TIME, told), as_the_pipeline(theirs, x, TIME, told)
     assert found.shape == (3, ours.out_channels, *x.shape[-2:])
-    assert relative(found, expected) < 1e-5
+    assert relative(found, expected) < 2e-6
 
 
 def test_gradients_equal_reference() -> None:

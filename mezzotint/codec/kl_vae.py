@@ -45,6 +45,18 @@ class KLVAEConfig:
     def common(self) -> Common:
         return Common(time_channels=None, groups=self.norm_num_groups, eps=1e-6, downsample_padding=0)
 
+    def check(self) -> None:
+        """InputError where the blocks, groups or activation are of a kind that cannot be built."""
+        for name, types, built in (
+            ("down_block_types", self.down_block_types, "DownEncoderBlock2D"),
+            ("up_block_types", self.up_block_types, "UpDecoderBlock2D"),
+        ):
+            if any(kind != built for kind in types) or len(types) != len(self.block_out_channels):
+                raise InputError(f"'{name}' = {types} cannot be built: '{built}' for every level can")
+        for width in self.block_out_channels:
+            divides("norm_num_groups", width, self.norm_num_groups)
+        one_of("act_fn", self.act_fn, ("silu", "swish"))
+
     def mid(self) -> MidStage:
         attend = Attend.PIXELS if self.mid_block_add_attention else Attend.NONE
         return MidStage(
@@ -127,15 +139,7 @@ class KLVAE(nn.Module):
 
     def __init__(self, config: KLVAEConfig) -> None:
         super().__init__()
-        for name, types, built in (
-            ("down_block_types", config.down_block_types, "DownEncoderBlock2D"),
-            ("up_block_types", config.up_block_types, "UpDecoderBlock2D"),
-        ):
-            if any(kind != built for kind in types) or len(types) != len(config.block_out_channels):
-                raise InputError(f"'{name}' = {types} cannot be built: '{built}' for every level can")
-        for width in config.block_out_channels:
-            divides("norm_num_groups", width, config.norm_num_groups)
-        one_of("act_fn", config.act_fn, ("silu", "swish"))
+        config.check()
         self.config = config
         self.factor = 2 ** (len(config.block_out_channels) - 1)  # how many pixels a latent pixel spans
         self.latent_channels, self.pixel_channels = config.latent_channels, config.in_channels
