@@ -88,6 +88,10 @@ class TextFacts(_Facts):
             encoders=facts, width=encoder.width, pooled=encoder.pooled_width, empty=encoder.stands_for_nothing
         )
 
+    def by_encoder(self) -> dict[str, Any]:
+        """The facts as plain data, encoders by number, so that a comparison can name the fact that differs."""
+        return self.model_dump() | {"encoders": {str(i): facts.model_dump() for i, facts in enumerate(self.encoders)}}
+
 
 class ClassFacts(_Facts):
     """Class names by index; the index `null` means "no class"."""
@@ -204,8 +208,7 @@ def check_cache(ours: LatentFacts, at: Path, theirs: LatentFacts, theirs_at: Pat
 
 def check_text(contract: Contract, at: Path, text: TextFacts | None, text_at: Path, force: bool = False) -> Contract:
     """Refuse a text encoder, or a way of reading it, that the backbone was not trained with."""
-    ours = {"text": contract.text.model_dump() if contract.text else None}
-    theirs = {"text": text.model_dump() if text else None}
+    ours, theirs = ({"text": facts and facts.by_encoder()} for facts in (contract.text, text))
     return contract.overridden(agree("", ours, at, theirs, text_at, force))
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import pytest
@@ -11,12 +11,16 @@ import torch
 from networks import channels_last, gradient_error, randomise, relative
 from torch import Tensor
 
+from mezzotint.backbones import published_unets as published
+from mezzotint.backbones.class_tokens import ClassTokens, ClassTokensConfig
 from mezzotint.backbones.initialise import initialise
 from mezzotint.backbones.presets import small_latent_unet, small_text_unet
 from mezzotint.backbones.unet import UNet
 from mezzotint.backbones.unet_config import ConditionalUNetConfig, UNetConfig
 from mezzotint.conditioning import Conditioning
+from mezzotint.digests import settings_of
 from mezzotint.errors import InputError
+from mezzotint.layers.attention import ImageAttention
 from mezzotint.layers.config import write_config
 
 diffusers = pytest.importorskip("diffusers")
@@ -239,88 +243,141 @@ def test_no_token_to_read_is_no_number_to_fear() -> None:
     assert all(p.grad is not None and p.grad.isfinite().all() for p in ours.parameters())
 
 
-SD: dict[str, Any] = {"cross_attention_dim": 768}
-SDXL: dict[str, Any] = {
-    "block_out_channels": [320, 640, 1280],
-    "down_block_types": ["DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"],
-    "up_block_types": ["CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"],
-    "transformer_layers_per_block": [1, 2, 10],
-    "attention_head_dim": [5, 10, 20],
-    "cross_attention_dim": 2048,
-    "use_linear_projection": True,
-    "addition_embed_type": "text_time",
-    "addition_time_embed_dim": 256,
-    "projection_class_embeddings_input_dim": 2816,
+@dataclass(frozen=True)
+class Published:
+    """Parameters, and tensors as the file stores them: "original" ones keep q, k and v of pixel attention as one."""
+
+    config: UNetConfig | ConditionalUNetConfig | ClassTokensConfig
+    parameters: int
+    tensors: int
+    original: bool = False
+
+
+PUBLISHED: dict[str, Published] = {
+    "DDPM CIFAR-10": Published(published.ddpm_cifar10(), 35_746_307, 328),
+    "DDPM 256": Published(published.ddpm_256(), 113_673_219, 450),
+    "iDDPM CIFAR-10": Published(published.iddpm_cifar10(), 52_546_438, 446, original=True),
+    "iDDPM 64": Published(published.iddpm_imagenet64(), 121_063_942, 450, original=True),
+    "iDDPM 64, classes": Published(published.iddpm_imagenet64(1000), 273_049_350, 451, original=True),
+    "iDDPM 256": Published(published.iddpm_lsun256(), 113_676_678, 426, original=True),
+    "ADM 64": Published(published.adm_64(), 295_904_454, 541, original=True),
+    "ADM 128": Published(published.adm_128(), 421_529_606, 493, original=True),
+    "ADM 256": Published(published.adm_256(), 553_838_086, 567, original=True),
+    "ADM 256, no classes": Published(published.adm_256(None), 552_814_086, 566, original=True),
+    "ADM 512": Published(published.adm_512(), 558_997_638, 645, original=True),
+    "LDM-4": Published(published.ldm4_uncond(), 274_056_163, 368, original=True),
+    "LDM-4, classes": Published(published.ldm4_cin256(), 400_920_579 + 1001 * 512, 689),
+    "LDM-8 churches": Published(published.ldm8_churches(), 294_966_916, 520, original=True),
+    "LDM-8, text": Published(published.ldm8_text2img(), 872_300_484, 686),
+    "SD 1.5": Published(published.sd1(), 859_520_964, 686),
+    "SD 1.5 inpainting": Published(published.sd1(9), 859_520_964 + 5 * 9 * 320, 686),
+    "SD 2.1": Published(published.sd2(), 865_910_724, 686),
+    "SDXL": Published(published.sdxl(), 2_567_463_684, 1680),
+    "SDXL inpainting": Published(published.sdxl(9), 2_567_463_684 + 5 * 9 * 320, 1680),
+    "SDXL refiner": Published(published.sdxl_refiner(), 2_259_526_660, 1220),
+    "LCM": Published(published.lcm_sd1(), 859_602_884, 687),
+    "LCM-SDXL": Published(published.lcm_sdxl(), 2_567_545_604, 1681),
 }
-REFINER: dict[str, Any] = {
-    **SDXL,
-    "block_out_channels": [384, 768, 1536, 1536],
-    "down_block_types": ["DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D", "DownBlock2D"],
-    "up_block_types": ["UpBlock2D", "CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"],
-    "transformer_layers_per_block": 4,
-    "attention_head_dim": [6, 12, 24, 24],
-    "cross_attention_dim": 1280,
-    "projection_class_embeddings_input_dim": 2560,
-}
-ADM: dict[str, Any] = {
-    "out_channels": 6,
-    "attention_head_dim": 64,
-    "attn_norm_num_groups": 32,
-    "resnet_time_scale_shift": "scale_shift",
-    "downsample_type": "resnet",
-    "upsample_type": "resnet",
-}
-ADM_64: dict[str, Any] = {
-    **ADM,
-    "layers_per_block": 3,
-    "block_out_channels": [192, 384, 576, 768],
-    "down_block_types": ["ResnetDownsampleBlock2D"] + ["AttnDownBlock2D"] * 3,
-    "up_block_types": ["AttnUpBlock2D"] * 3 + ["ResnetUpsampleBlock2D"],
-}
-ADM_256: dict[str, Any] = {
-    **ADM,
-    "layers_per_block": 2,
-    "block_out_channels": [256, 256, 512, 512, 1024, 1024],
-    "down_block_types": ["ResnetDownsampleBlock2D"] * 3 + ["AttnDownBlock2D"] * 3,
-    "up_block_types": ["AttnUpBlock2D"] * 3 + ["ResnetUpsampleBlock2D"] * 3,
-}
-DDPM: dict[str, Any] = {
-    "block_out_channels": [128, 256, 256, 256],
-    "down_block_types": ["DownBlock2D", "AttnDownBlock2D", "DownBlock2D", "DownBlock2D"],
-    "up_block_types": ["UpBlock2D", "UpBlock2D", "AttnUpBlock2D", "UpBlock2D"],
-    "attention_head_dim": None,
-}
-LDM_4: dict[str, Any] = {"attention_head_dim": 32}
-PUBLISHED: dict[str, tuple[int, UNetConfig | ConditionalUNetConfig]] = {
-    "DDPM CIFAR-10": (35_746_307, UNetConfig.from_config(DDPM)),
-    "ADM 64": (295_904_454, UNetConfig.from_config({**ADM_64, "num_class_embeds": 1000})),
-    "ADM 256": (553_838_086, UNetConfig.from_config({**ADM_256, "num_class_embeds": 1000})),
-    "ADM 256 unconditional": (552_814_086, UNetConfig.from_config(ADM_256)),
-    "LDM-4": (274_056_163, UNetConfig.from_config(LDM_4)),
-    "LDM-8 text": (872_300_484, ConditionalUNetConfig.from_config({"cross_attention_dim": 1280})),
-    "SD 1.5": (859_520_964, ConditionalUNetConfig.from_config(SD)),
-    "SD 2.1": (
-        865_910_724,
-        ConditionalUNetConfig.from_config(
-            {"cross_attention_dim": 1024, "attention_head_dim": [5, 10, 20, 20], "use_linear_projection": True}
-        ),
-    ),
-    "SDXL": (2_567_463_684, ConditionalUNetConfig.from_config(SDXL)),
-    "SDXL refiner": (2_259_526_660, ConditionalUNetConfig.from_config(REFINER)),
-    "LCM": (859_602_884, ConditionalUNetConfig.from_config({**SD, "time_cond_proj_dim": 256})),
-    "LCM-SDXL": (2_567_545_604, ConditionalUNetConfig.from_config({**SDXL, "time_cond_proj_dim": 256})),
-}
+OURS_ALONE = ("num_attention_heads", "clock_channels")  # fields that the reference's class does not have
 
 
 @pytest.mark.parametrize("name", PUBLISHED)
 def test_published_sizes(name: str) -> None:
-    count, config = PUBLISHED[name]
-    reference = diffusers.UNet2DModel if isinstance(config, UNetConfig) else diffusers.UNet2DConditionModel
+    row = PUBLISHED[name]
     with torch.device("meta"):
-        network, theirs = UNet(config), reference(**asdict(config))
-    assert sum(p.numel() for p in network.parameters()) == count
+        network = ClassTokens(row.config) if isinstance(row.config, ClassTokensConfig) else UNet(row.config)
+    parameters = list(network.parameters())
+    fused = sum(isinstance(part, ImageAttention) for part in network.modules())
+    assert sum(p.numel() for p in parameters) == row.parameters
+    assert len(parameters) - 4 * fused * row.original == row.tensors
+
+
+@pytest.mark.parametrize("name", ["DDPM CIFAR-10", "ADM 256", "LDM-4", "SD 1.5", "SDXL", "SDXL refiner", "LCM"])
+def test_published_shapes_equal_reference(name: str) -> None:
+    config = PUBLISHED[name].config
+    assert isinstance(config, UNetConfig | ConditionalUNetConfig)
+    reference = diffusers.UNet2DModel if isinstance(config, UNetConfig) else diffusers.UNet2DConditionModel
+    options = {key: value for key, value in asdict(config).items() if key not in OURS_ALONE}
+    with torch.device("meta"):
+        network, theirs = UNet(config), reference(**options)
     shapes = [{key: value.shape for key, value in module.state_dict().items()} for module in (network, theirs)]
     assert shapes[0] == shapes[1]
+
+
+@pytest.mark.parametrize(("heads", "head_width"), [(4, None), (None, 4), (1, None)])
+def test_pixel_attention_is_the_formula_of_guided_diffusion(heads: int | None, head_width: int | None) -> None:
+    """x + W softmax(q^T k / sqrt(d)) v head by head; heads by number (iDDPM, ADM 128) or by width (other ADM)."""
+    width, groups = 24, 8
+    config = UNetConfig(
+        **{**SMALL, "block_out_channels": (16, width), "resnet_time_scale_shift": "scale_shift"},
+        attn_norm_num_groups=groups,
+        num_attention_heads=heads,
+    )
+    if head_width:
+        config = replace(config, attention_head_dim=head_width)
+    network = UNet(config)
+    randomise(network)
+    assert network.mid_block is not None
+    layers = [*network.mid_block.attentions, network.down_blocks[1].attentions[0]]  # type: ignore[union-attr,list-item]
+    for layer in layers:
+        assert isinstance(layer, ImageAttention)
+        state = layer.state_dict()
+        x = torch.randn(2, width, 5, 3, generator=torch.Generator().manual_seed(1))
+        h = torch.nn.functional.group_norm(
+            x, groups, state["group_norm.weight"], state["group_norm.bias"], 1e-5
+        ).flatten(2)
+        q, k, v = (
+            torch.einsum("oc,bcn->bon", state[f"to_{n}.weight"], h) + state[f"to_{n}.bias"][:, None] for n in "qkv"
+        )
+        size = width // heads if heads else head_width
+        assert size is not None
+        out = []
+        for start in range(0, width, size):
+            a, b, c = (part[:, start : start + size] for part in (q, k, v))
+            weight = torch.softmax(torch.einsum("bct,bcs->bts", a * size**-0.25, b * size**-0.25), dim=-1)
+            out.append(torch.einsum("bts,bcs->bct", weight, c))
+        mixed = torch.einsum("oc,bcn->bon", state["to_out.0.weight"], torch.cat(out, 1))
+        expected = x + (mixed + state["to_out.0.bias"][:, None]).unflatten(2, (5, 3))
+        with torch.no_grad():
+            assert relative(layer(x), expected) < 1e-5
+
+
+def test_clock_of_another_width_than_the_finest_level() -> None:
+    """ADM 512: told exactly as a network of the clock's width is."""
+    config = UNetConfig(**{**SMALL, "clock_channels": 32, "time_embedding_dim": 128})
+    wide = UNet(UNetConfig(**{**SMALL, "block_out_channels": (32, 32), "time_embedding_dim": 128}))
+    network = UNet(config)
+    randomise(network)
+    wide.time_embedding.load_state_dict(network.time_embedding.state_dict())
+    _, t = inputs(3)
+    with torch.no_grad():
+        told = [module.embed(t, Conditioning(), torch.float32) for module in (network, wide)]
+    assert torch.equal(told[0], told[1]) and told[0].shape == (3, 128)
+
+
+def test_fields_of_our_own_change_no_digest() -> None:
+    config = UNetConfig.from_config(SMALL)
+    assert not {"num_attention_heads", "clock_channels"} & settings_of(config).keys()
+    assert settings_of(replace(config, num_attention_heads=4))["num_attention_heads"] == 4
+
+
+def test_classes_as_tokens() -> None:
+    """The reference reads the table's row as the text of its one token."""
+    theirs, unet, x, (t, _), _ = text_case({"attention_head_dim": 1})
+    assert isinstance(unet.config, ConditionalUNetConfig)
+    config = ClassTokensConfig(unet.config, 6)
+    network = ClassTokens(config)
+    randomise(network)
+    network.unet.load_state_dict(theirs.state_dict(), strict=True)
+    table = network.state_dict()["embedding.weight"]
+    label = torch.tensor([5, 0, 2])
+    with torch.no_grad():
+        expected = theirs(x, t, encoder_hidden_states=table[label][:, None]).sample
+        assert relative(network(x, t, Conditioning(label=label)), expected) < 1e-5
+    written = json.loads(json.dumps(write_config(config, "ClassTokens")))
+    assert ClassTokensConfig.from_config(written) == config
+    with pytest.raises(InputError, match="classes"):
+        ClassTokensConfig.from_config({**written, "classes": True})
 
 
 @pytest.mark.parametrize(
@@ -330,6 +387,7 @@ def test_published_sizes(name: str) -> None:
         ("act_fn", "gelu"),
         ("down_block_types", ["SkipDownBlock2D", "AttnDownBlock2D"]),
         ("attention_head_dim", 7),
+        ("num_attention_heads", 5),
         ("blok_out_channels", [1, 2]),
         ("norm_num_groups", 12),
         ("norm_num_groups", 0),

@@ -17,6 +17,7 @@ from mezzotint.contract import (
     ClassFacts,
     Contract,
     DtypeFacts,
+    EncoderFacts,
     GuidanceFacts,
     LatentFacts,
     Licence,
@@ -39,15 +40,18 @@ from mezzotint.text import minilm
 HERE, THERE = Path("here/contract.json"), Path("there/vae")
 
 
+MINILM = EncoderFacts(
+    encoder="minilm", digest="t" * 64, layers=(-1,), length=64, padding="mask", pooling="mean", width=384
+)  # fmt: skip
+
+
 def full() -> Contract:
     return Contract(
         process=Process(schedules.zero_terminal_snr(schedules.scaled_linear()), Prediction.VELOCITY),
         latent=LatentFacts(codec="c" * 64, channels=2, factor=8, pixel_channels=1, scale=(0.5, 2.0), shift=(0.1, -3.0)),
         size=(128, 96),
         weights="w" * 64,
-        text=TextFacts(
-            encoder="minilm", digest="t" * 64, layer=-1, length=64, padding="max_length", pooling="mean", width=384
-        ),
+        text=TextFacts(encoders=(MINILM, MINILM.model_copy(update={"layers": (9, 18)})), width=384, empty="zeros"),
         classes=ClassFacts(names=CLASSES, null=3),
         inpaint=4,
         guidance=GuidanceFacts(dropout=0.1, scale=4.0),
@@ -147,10 +151,10 @@ def test_another_text_encoder_or_another_way_to_read_it_is_refused(tmp_path: Pat
     encoder = minilm.load_folder(folder, length=10)
     contract = changed(class_model().contract, text=TextFacts.of(encoder))
     assert check_text(contract, HERE, TextFacts.of(minilm.load_folder(folder, length=10)), THERE) == contract
-    with pytest.raises(InputError, match=r"text\.length is 10 in here.* but 8 in there"):
+    with pytest.raises(InputError, match=r"text\.encoders\.0\.length is 10 in here.* but 8 in there"):
         check_text(contract, HERE, TextFacts.of(minilm.load_folder(folder, length=8)), THERE)
     other = minilm.load_folder(bert_folder(tmp_path / "b", seed=1), length=10, name="a")
-    with pytest.raises(InputError, match=r"text\.digest is "):
+    with pytest.raises(InputError, match=r"text\.encoders\.0\.digest is "):
         check_text(contract, HERE, TextFacts.of(other), THERE)
     with pytest.raises(InputError, match=r"text is \{.* in here.* but None in there"):
         check_text(contract, HERE, None, THERE)

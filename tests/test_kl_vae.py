@@ -34,6 +34,10 @@ VARIANTS: dict[str, dict[str, Any]] = {
     },
     "no attention, f8": {**levels(8, 8, 16, 24), "mid_block_add_attention": False, "layers_per_block": 1},
     "one level": levels(8),
+    "attention at the lower resolutions": {
+        "down_block_types": ("DownEncoderBlock2D", "AttnDownEncoderBlock2D", "AttnDownEncoderBlock2D"),
+        "up_block_types": ("AttnUpDecoderBlock2D", "AttnUpDecoderBlock2D", "UpDecoderBlock2D"),
+    },
 }
 
 
@@ -68,24 +72,25 @@ def test_gradients_equal_reference() -> None:
 
 
 @pytest.mark.parametrize(
-    ("count", "options"),
+    ("count", "tensors", "options"),
     [
-        (83_653_863, {}),
-        (83_819_683, {"latent_channels": 16, "use_quant_conv": False, "use_post_quant_conv": False}),
-        (55_312_063, levels(128, 256, 512) | {"latent_channels": 3}),
+        (83_653_863, 248, {}),
+        (83_819_683, 244, {"latent_channels": 16, "use_quant_conv": False, "use_post_quant_conv": False}),
+        (55_312_063, 204, levels(128, 256, 512) | {"latent_channels": 3}),
     ],
     ids=["stable diffusion 1, 2, xl", "stable diffusion 3", "latent diffusion f4"],
 )
-def test_published_sizes(count: int, options: dict[str, Any]) -> None:
+def test_published_sizes(count: int, tensors: int, options: dict[str, Any]) -> None:
     config = KLVAEConfig.from_config({**levels(128, 256, 512, 512), "layers_per_block": 2, **options})
     with torch.device("meta"):
         network = KLVAE(config)
-    assert sum(p.numel() for p in network.parameters()) == count
+    parameters = list(network.parameters())
+    assert (sum(p.numel() for p in parameters), len(parameters)) == (count, tensors)
 
 
 @pytest.mark.parametrize(
     ("key", "value"),
-    [("act_fn", "relu"), ("down_block_types", ["AttnDownEncoderBlock2D"] * 3), ("chanels", 3), ("norm_num_groups", 3)],
+    [("act_fn", "relu"), ("down_block_types", ["AttnDownBlock2D"] * 3), ("chanels", 3), ("norm_num_groups", 3)],
 )
 def test_what_cannot_be_built_is_named(key: str, value: object) -> None:
     with pytest.raises(InputError, match=key):

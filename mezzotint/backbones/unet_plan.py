@@ -21,11 +21,20 @@ class Plan:
     mid: Stage | None
     mid_scale: float
     up: tuple[Stage, ...]  # deepest first
+    clock_channels: int  # of the sinusoid that the clock becomes
+    time_channels: int  # of the embedding that residual blocks read
 
     @property
     def mid_common(self) -> Common:
         """The middle block may divide its output; everything else is shared."""
         return replace(self.common, output_scale=float(self.mid_scale))
+
+    def skip_channels(self) -> list[int]:
+        """The width of each skip connection in order: the first convolution, each block, each change of resolution."""
+        skips, last = [self.down[0].channels], len(self.down) - 1
+        for level, stage in enumerate(self.down):
+            skips += [stage.channels] * (stage.layers + (level < last))
+        return skips
 
 
 def attention_of(block_type: str, suffix: str, allowed: Sequence[str]) -> Attend:
@@ -38,7 +47,11 @@ def attention_of(block_type: str, suffix: str, allowed: Sequence[str]) -> Attend
     return ATTENDS[prefix]
 
 
-def heads_of(channels: int, head_dim: int | None) -> int:
+def heads_of(channels: int, head_dim: int | None, heads: int | None) -> int:
+    """How many heads there are: a number fixed for all levels, or heads of one width, or one head."""
+    if heads is not None:
+        divides("num_attention_heads", channels, heads)
+        return heads
     if head_dim is None:
         return 1
     divides("attention_head_dim", channels, head_dim)

@@ -2,37 +2,53 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import math
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules import module as registry
 
+from mezzotint.checkpoints.pages import Pages
+from mezzotint.checkpoints.tensors import PIECE
 from mezzotint.errors import InputError
 
 Network = TypeVar("Network", bound=nn.Module)
 
+LARGEST = 2**22  # no count or width in a published configuration comes near it
 
-def fill(build: Callable[[], Network], tensors: Mapping[str, Tensor], dtype: torch.dtype, at: Path) -> Network:
-    """Build a network on the meta device and put the tensors in place, as `dtype`, in evaluation mode.
 
-    Weights already in `dtype` are not copied. InputError lists missing, unexpected and misshapen tensors briefly.
+def fill(
+    build: Callable[[], Network],
+    tensors: Mapping[str, Tensor],
+    dtype: torch.dtype,
+    at: Path,
+    device: str | torch.device = "cpu",
+) -> Network:
+    """Build a network on the meta device and put the tensors in place, as `dtype` on `device`, in evaluation mode.
+
+    Weights already so are not copied. Others are converted one after the other, and the memory of what was mapped from
+    a file is given back on the way: the peak is the result itself and little more. InputError lists missing, unexpected
+    and misshapen tensors briefly, and names the first one that holds NaN or infinite numbers.
     """
-    try:
-        with torch.device("meta"):
-            network = build()
-    except (InputError, ValueError, TypeError, ArithmeticError, AttributeError, LookupError, RuntimeError) as error:
-        raise InputError(f"{at}: no network can be built from its configuration: {error}") from error
+    network = _built(build, len(tensors), at)
     expected = network.state_dict()
     problems = [
         _listing("missing", sorted(expected.keys() - tensors.keys())),
         _listing("unexpected", sorted(tensors.keys() - expected.keys())),
         _listing("of another shape", _misshapen(expected, tensors)),
+        _listing("of another kind", _of_another_kind(expected, tensors)),
     ]
     if any(problems):
         raise InputError(f"{at} does not fit its configuration: {'; '.join(p for p in problems if p)}")
-    ready = {name: t.to(dtype) if t.is_floating_point() else t for name, t in tensors.items()}
+    pages, ready = Pages(), dict[str, Tensor]()
+    for name, tensor in tensors.items():
+        wanted = dtype if tensor.is_floating_point() else tensor.dtype
+        ready[name] = _placed(f"{at}: the tensor {name}", tensor.detach(), wanted, torch.device(device), pages)
     network.load_state_dict(ready, strict=True, assign=True)
     adrift = [name for name, buffer in network.named_buffers() if buffer.is_meta]
     if adrift:  # a buffer outside the state dict must be computed in forward, or it would be garbage here
@@ -43,9 +59,92 @@ def fill(build: Callable[[], Network], tensors: Mapping[str, Tensor], dtype: tor
 def configure(config: Any, settings: Mapping[str, Any], at: Path) -> Any:
     """A network's configuration (a dataclass with `from_config`) from JSON data; InputError names the file `at`."""
     try:
+        for key, value in settings.items():
+            _refuse_absurd(key, value)
         return config.from_config(settings)
-    except (InputError, TypeError, ValueError) as error:
+    except (InputError, TypeError, ValueError, ArithmeticError, LookupError, RecursionError, MemoryError) as error:
         raise InputError(f"{at}: {error}") from error
+
+
+def _refuse_absurd(key: str, value: object) -> None:
+    """InputError for a whole number that could only be a count nobody can build, before anything is counted with it."""
+    if isinstance(value, (list, tuple)):
+        for item in value:
+            _refuse_absurd(key, item)
+    elif isinstance(value, dict):
+        for item in value.values():
+            _refuse_absurd(key, item)
+    elif isinstance(value, int) and abs(value) > LARGEST:
+        raise InputError(f"'{key}' = {value:.6g} is beyond anything that can be built: use the published file")
+
+
+def _built(build: Callable[[], Network], tensors: int, at: Path) -> Network:
+    try:
+        with torch.device("meta"), _no_larger_than(tensors):
+            return build()
+    except (
+        InputError, ValueError, TypeError, ArithmeticError, AttributeError, LookupError, RuntimeError, MemoryError,
+    ) as error:  # fmt: skip
+        raise InputError(f"{at}: no network can be built from its configuration: {error}") from error
+
+
+@contextmanager
+def _no_larger_than(tensors: int) -> Iterator[None]:
+    """Stop a network that grows far beyond the tensors there are for it: a configuration may ask for a billion layers.
+
+    The bound leaves room, so that a network that merely does not fit is built and compared name by name.
+    """
+    mine, most, seen = threading.get_ident(), 4 * tensors + 400, 0
+
+    def count(module: nn.Module, name: str, added: Any) -> None:
+        nonlocal seen
+        seen += threading.get_ident() == mine
+        if seen > most:
+            raise InputError(f"it asks for far more than the {tensors} tensors there are")
+
+    hooks = [
+        registry.register_module_parameter_registration_hook(count),
+        registry.register_module_module_registration_hook(count),
+    ]
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+def _placed(what: str, tensor: Tensor, dtype: torch.dtype, device: torch.device, pages: Pages) -> Tensor:
+    """A tensor as `dtype` on `device`: itself if it is that already, else converted as its mapped memory is freed."""
+    if tensor.dtype == dtype and tensor.device == device:
+        _refuse_not_finite(what, tensor, tensor)
+        return tensor
+    result = torch.empty_like(tensor, dtype=dtype, device=device)
+    if tensor.is_contiguous() and tensor.numel():
+        pairs = zip(tensor.view(-1).split(PIECE), result.view(-1).split(PIECE), strict=True)
+    else:
+        pairs = iter([(tensor, result)])
+    for source, target in pairs:
+        target.copy_(source)
+        _refuse_not_finite(what, target, source)
+        pages.release(source)
+    return result
+
+
+def _refuse_not_finite(what: str, numbers: Tensor, source: Tensor) -> None:
+    """InputError where `numbers`, converted from `source`, hold NaN or Inf: one pass that allocates nothing."""
+    if _finite(numbers):
+        return
+    if _finite(source):
+        kind = str(numbers.dtype).removeprefix("torch.")
+        raise InputError(f"{what} reaches {source.abs().max():.3g}, too large for {kind}: use float32 or bfloat16")
+    raise InputError(f"{what} holds NaN or infinite numbers: the file is damaged or its training failed. Use another.")
+
+
+def _finite(numbers: Tensor) -> bool:
+    if not numbers.is_floating_point() or not numbers.numel():
+        return True
+    low, high = torch.aminmax(numbers.float() if numbers.itemsize == 1 else numbers)  # NaN wins over every number
+    return math.isfinite(low.item()) and math.isfinite(high.item())
 
 
 def _misshapen(expected: Mapping[str, Tensor], tensors: Mapping[str, Tensor]) -> list[str]:
@@ -54,6 +153,15 @@ def _misshapen(expected: Mapping[str, Tensor], tensors: Mapping[str, Tensor]) ->
         f"{name} {tuple(tensors[name].shape)} for {tuple(expected[name].shape)}"
         for name in both
         if tensors[name].shape != expected[name].shape
+    ]
+
+
+def _of_another_kind(expected: Mapping[str, Tensor], tensors: Mapping[str, Tensor]) -> list[str]:
+    both = sorted(expected.keys() & tensors.keys())
+    return [
+        f"{name} {str(tensors[name].dtype).removeprefix('torch.')}"
+        for name in both
+        if tensors[name].is_floating_point() != expected[name].is_floating_point()
     ]
 
 

@@ -1,22 +1,24 @@
-"""Safetensors files: read by memory map, written whole or not at all."""
+"""Safetensors files: read by memory map, written tensor by tensor, whole or not at all."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
+from mezzotint.checkpoints.header import DTYPES, read_header
 from mezzotint.errors import InputError
 from mezzotint.files import write_with
 
 SUFFIX = ".safetensors"
-INDEX = ".safetensors.index.json"
+NAMES = {dtype: name for name, dtype in DTYPES.items()}
+PIECE = 2**20  # numbers converted at a time
+LARGEST_JSON = 64 * 2**20
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:
@@ -25,24 +27,17 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
     The pages are private to this process: writing into a tensor never changes the file.
     """
     path = Path(path)
+    read_header(path)  # says more exactly what is wrong, and what to do, than the library's own reader
     try:
         with safe_open(str(path), framework="pt") as file:
             return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
-    except FileNotFoundError as error:
-        raise InputError(f"no such weights file: {path}") from error
     except (SafetensorError, OSError, ValueError, RuntimeError) as error:
         raise InputError(f"{path} is not an intact safetensors file: {error}. Copy or download it again.") from error
 
 
 def read_metadata(path: Path) -> dict[str, str]:
     """The text entries of a file's header, without touching its tensors."""
-    try:
-        with safe_open(str(path), framework="pt") as file:
-            return dict(file.metadata() or {})
-    except FileNotFoundError as error:
-        raise InputError(f"no such weights file: {path}") from error
-    except (SafetensorError, OSError, ValueError) as error:
-        raise InputError(f"{path} is not an intact safetensors file: {error}. Copy or download it again.") from error
+    return read_header(path).metadata
 
 
 def write_tensors(
@@ -51,47 +46,61 @@ def write_tensors(
     metadata: Mapping[str, str] | None = None,
     dtype: torch.dtype | None = None,
 ) -> Path:
-    """Write tensors atomically; floating ones are stored as `dtype` where it is given."""
+    """Write tensors atomically; floating ones are stored as `dtype` where it is given.
 
-    def fit(tensor: Tensor) -> Tensor:
-        tensor = tensor.detach().cpu()
-        return (tensor.to(dtype) if dtype and tensor.is_floating_point() else tensor).contiguous()
-
-    content = {name: fit(tensor) for name, tensor in tensors.items()}
+    Tensors go to disk piece by piece: no second copy of the model is held, whatever its dtype, layout or device.
+    """
+    kinds = {name: stored_dtype(tensor, dtype) for name, tensor in tensors.items()}
+    order = sorted(tensors, key=lambda name: (-kinds[name].itemsize, name))  # so that all lie aligned
+    header: dict[str, Any] = {"__metadata__": {"format": "pt", **(metadata or {})}}
+    end = 0
+    for name in order:
+        start, end = end, end + tensors[name].numel() * kinds[name].itemsize
+        header[name] = {
+            "dtype": NAMES[kinds[name]], "shape": list(tensors[name].shape), "data_offsets": [start, end],
+        }  # fmt: skip
+    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+    text += b" " * (-len(text) % 8)
 
     def write(temporary: Path) -> None:
-        try:
-            save_file(content, temporary, {"format": "pt", **(metadata or {})})
-        except SafetensorError as error:
-            raise OSError(str(error)) from error
+        with open(temporary, "wb") as file:
+            file.write(len(text).to_bytes(8, "little") + text)
+            for name in order:
+                _write_numbers(file, tensors[name].detach(), kinds[name])
 
     return write_with(path, write)
 
 
-def read_part(folder: Path, stem: str) -> dict[str, Tensor]:
-    """The tensors of a model part: `stem`.safetensors, or the shards that `stem`.safetensors.index.json lists."""
-    folder = Path(folder)
-    whole, index = folder / f"{stem}{SUFFIX}", folder / f"{stem}{INDEX}"
-    if whole.is_file() or not index.is_file():
-        return read_tensors(whole)
-    listed: Any = read_json(index).get("weight_map")
-    if not isinstance(listed, dict) or not all(isinstance(name, str) for name in listed.values()):
-        raise InputError(f"{index} has no weight_map from tensor to file")
-    tensors: dict[str, Tensor] = {}
-    for shard in sorted(set(listed.values())):
-        if Path(shard).name != shard:
-            raise InputError(f"{index} points outside its folder: {shard!r}")
-        tensors |= read_tensors(folder / shard)
-    if tensors.keys() != listed.keys():
-        odd = sorted(tensors.keys() ^ listed.keys())
-        raise InputError(f"{index} and its shards disagree on {len(odd)} tensors, {odd[0]} first")
-    return tensors
+def stored_dtype(tensor: Tensor, dtype: torch.dtype | None) -> torch.dtype:
+    """The dtype a tensor gets in a file: `dtype` is for floating numbers only."""
+    return dtype if dtype and tensor.is_floating_point() else tensor.dtype
+
+
+def pieces(tensor: Tensor, numbers: int = PIECE) -> Iterator[Tensor]:
+    """A tensor's numbers in their order as flat pieces: views where it is contiguous, else one copy of a row each."""
+    if tensor.is_contiguous():
+        yield from tensor.view(-1).split(numbers) if tensor.numel() else ()
+    elif tensor.ndim == 1:
+        yield from (piece.contiguous() for piece in tensor.split(numbers))
+    else:
+        rows = max(1, numbers * len(tensor) // max(1, tensor.numel()))
+        yield from (piece.reshape(-1) for piece in tensor.split(rows))
+
+
+def _write_numbers(file: BinaryIO, tensor: Tensor, dtype: torch.dtype) -> None:
+    for piece in pieces(tensor):
+        file.write(piece.to("cpu", dtype).contiguous().view(torch.uint8).numpy().data)
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object from a file; InputError where it is missing, broken or something else."""
+    """A JSON object from a file; InputError where it is missing, broken, absurdly long or something else."""
+    path = Path(path)
     try:
-        content = json.loads(Path(path).read_bytes())
+        if path.exists() and not path.is_file():
+            raise InputError(f"{path} is not readable JSON: it is no file")
+        if (size := path.stat().st_size) > LARGEST_JSON:
+            raise InputError(f"{path} is not readable JSON: {size} bytes are more than any configuration has")
+        content = json.loads(path.read_bytes())
     except FileNotFoundError as error:
         raise InputError(f"no such file: {path}") from error
     except (OSError, ValueError, RecursionError) as error:

@@ -8,9 +8,12 @@ from dataclasses import dataclass
 from torch import Tensor, nn
 
 from mezzotint.errors import InputError
+from mezzotint.layers.attention import ImageAttention
 from mezzotint.layers.config import divides, one_of, read_config
 from mezzotint.layers.resnet import Downsample, Upsample, silu_owned
 from mezzotint.layers.stages import Attend, Common, MidStage, Stage
+
+ATTENDING_DOWN, ATTENDING_UP = "AttnDownEncoderBlock2D", "AttnUpDecoderBlock2D"
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +48,18 @@ class KLVAEConfig:
     def common(self) -> Common:
         return Common(time_channels=None, groups=self.norm_num_groups, eps=1e-6, downsample_padding=0)
 
+    def check(self) -> None:
+        """InputError where the blocks, groups or activation are of a kind that cannot be built."""
+        for name, types, built in (
+            ("down_block_types", self.down_block_types, ("DownEncoderBlock2D", ATTENDING_DOWN)),
+            ("up_block_types", self.up_block_types, ("UpDecoderBlock2D", ATTENDING_UP)),
+        ):
+            if any(kind not in built for kind in types) or len(types) != len(self.block_out_channels):
+                raise InputError(f"'{name}' = {types} cannot be built: {' or '.join(built)} for every level can")
+        for width in self.block_out_channels:
+            divides("norm_num_groups", width, self.norm_num_groups)
+        one_of("act_fn", self.act_fn, ("silu", "swish"))
+
     def mid(self) -> MidStage:
         attend = Attend.PIXELS if self.mid_block_add_attention else Attend.NONE
         return MidStage(
@@ -53,40 +68,51 @@ class KLVAEConfig:
 
 
 class Level(nn.Module):
-    """Residual blocks at one resolution, then the change to the next."""
+    """Residual blocks at one resolution, with attention behind each where `attend`, then the change to the next."""
 
     def __init__(
-        self, in_channels: int, channels: int, layers: int, common: Common, resampler: nn.Module | None
+        self,
+        in_channels: int,
+        channels: int,
+        layers: int,
+        common: Common,
+        resampler: nn.Module | None,
+        attend: bool = False,
     ) -> None:
         super().__init__()
         widths = [in_channels] + [channels] * (layers - 1)
         self.resnets = nn.ModuleList(common.resnet(width, channels) for width in widths)
-        if isinstance(resampler, Downsample):
-            self.downsamplers = nn.ModuleList([resampler])
-        elif resampler is not None:
-            self.upsamplers = nn.ModuleList([resampler])
+        self.attentions = nn.ModuleList(
+            ImageAttention(channels, 1, common.groups, common.eps) for _ in widths if attend
+        )
+        self.downsamplers = nn.ModuleList([resampler] if isinstance(resampler, Downsample) else [])
+        self.upsamplers = nn.ModuleList([resampler] if isinstance(resampler, Upsample) else [])
 
     def forward(self, x: Tensor) -> Tensor:
-        for part in self.children():
-            for layer in part.children():
-                x = layer(x)
+        for index, resnet in enumerate(self.resnets):
+            x = resnet(x)
+            if self.attentions:
+                x = self.attentions[index](x)
+        for resampler in (*self.downsamplers, *self.upsamplers):
+            x = resampler(x)
         return x
 
 
 class Encoder(nn.Module):
-    """Pixels to the mean and log-variance of the latents, before the optional 1x1 convolution."""
+    """Pixels to the mean and log-variance of the latents, or to `out_channels`, before the optional 1x1 convolution."""
 
-    def __init__(self, config: KLVAEConfig) -> None:
+    def __init__(self, config: KLVAEConfig, out_channels: int | None = None) -> None:
         super().__init__()
         widths, common = config.block_out_channels, config.common
         self.conv_in = nn.Conv2d(config.in_channels, widths[0], 3, padding=1)
         self.down_blocks = nn.ModuleList()
         for index, (before, width) in enumerate(zip((widths[0], *widths), widths, strict=False)):
+            attend = config.down_block_types[index] == ATTENDING_DOWN
             shrink = Downsample(width, common.downsample_padding) if index < len(widths) - 1 else None
-            self.down_blocks.append(Level(before, width, config.layers_per_block, common, shrink))
+            self.down_blocks.append(Level(before, width, config.layers_per_block, common, shrink, attend))
         self.mid_block = config.mid()
         self.conv_norm_out = nn.GroupNorm(common.groups, widths[-1], common.eps)
-        self.conv_out = nn.Conv2d(widths[-1], 2 * config.latent_channels, 3, padding=1)
+        self.conv_out = nn.Conv2d(widths[-1], out_channels or 2 * config.latent_channels, 3, padding=1)
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.conv_in(x)  # (B, C, H, W)
@@ -106,8 +132,9 @@ class Decoder(nn.Module):
         self.mid_block = config.mid()
         self.up_blocks = nn.ModuleList()
         for index, (before, width) in enumerate(zip((widths[0], *widths), widths, strict=False)):
+            attend = config.up_block_types[index] == ATTENDING_UP
             grow = Upsample(width) if index < len(widths) - 1 else None
-            self.up_blocks.append(Level(before, width, config.layers_per_block + 1, common, grow))
+            self.up_blocks.append(Level(before, width, config.layers_per_block + 1, common, grow, attend))
         self.conv_norm_out = nn.GroupNorm(common.groups, widths[-1], common.eps)
         self.conv_out = nn.Conv2d(widths[-1], config.out_channels, 3, padding=1)
 
@@ -127,15 +154,7 @@ class KLVAE(nn.Module):
 
     def __init__(self, config: KLVAEConfig) -> None:
         super().__init__()
-        for name, types, built in (
-            ("down_block_types", config.down_block_types, "DownEncoderBlock2D"),
-            ("up_block_types", config.up_block_types, "UpDecoderBlock2D"),
-        ):
-            if any(kind != built for kind in types) or len(types) != len(config.block_out_channels):
-                raise InputError(f"'{name}' = {types} cannot be built: '{built}' for every level can")
-        for width in config.block_out_channels:
-            divides("norm_num_groups", width, config.norm_num_groups)
-        one_of("act_fn", config.act_fn, ("silu", "swish"))
+        config.check()
         self.config = config
         self.factor = 2 ** (len(config.block_out_channels) - 1)  # how many pixels a latent pixel spans
         self.latent_channels, self.pixel_channels = config.latent_channels, config.in_channels

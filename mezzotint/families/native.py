@@ -96,7 +96,7 @@ def save(model: Model, path: Path, dtype: torch.dtype | None = None) -> Model:
         _write_part(folder / vae.folder, vae_name, codec.autoencoder.config, codec.autoencoder.state_dict())
         write_json(folder / "scheduler" / "scheduler_config.json", scheduler_config(contract.process))
         if model.text:
-            model.text.save(folder / "text_encoder")
+            model.text.save(folder)
         write_contract(contract, folder)
         parts = {part.folder: [MARK, name], vae.folder: [MARK, vae_name]}
         write_json(folder / INDEX, {"_class_name": MARK, **parts})
@@ -133,7 +133,7 @@ def load(path: Path, device: str | torch.device, dtype: torch.dtype, force: bool
     contract = check_codec(contract, at, exact, folder, force)
     codec = Codec(exact.autoencoder.to(device, codec_dtype), exact.space)
 
-    text = load_saved(path / "text_encoder") if (path / "text_encoder").is_dir() else None
+    text = load_saved(path) if (path / "text_encoder").is_dir() else None
     contract = check_text(contract, at, TextFacts.of(text) if text else None, path / "text_encoder", force)
     return Model(contract, backbone, codec, text.to(device) if text else None, path)
 

@@ -1,6 +1,6 @@
 """How raw predictions of several prompts become one."""
 
 from mezzotint.guidance.apg import Projected, projected
-from mezzotint.guidance.guidance import Guidance, mixed, rescaled
+from mezzotint.guidance.guidance import Guidance, mixed, rescaled, skipped
 
-__all__ = ["Guidance", "Projected", "mixed", "projected", "rescaled"]
+__all__ = ["Guidance", "Projected", "mixed", "projected", "rescaled", "skipped"]

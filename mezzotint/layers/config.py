@@ -68,6 +68,8 @@ def _fits(value: object, hint: Any) -> bool:
         if not isinstance(value, tuple):
             return False
         items = cast("tuple[object, ...]", value)
+        if not inner:  # tuple[()]: none is a choice
+            return not items
         wanted = inner[:1] * len(items) if inner[-1] is ... else inner
         return len(items) == len(wanted) and len(items) > 0 and all(map(_fits, items, wanted))
     if isinstance(value, bool):

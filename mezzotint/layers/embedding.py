@@ -31,10 +31,12 @@ class TimestepEmbedding(nn.Module):
     2023).
     """
 
-    def __init__(self, in_channels: int, out_channels: int, condition_channels: int | None = None) -> None:
+    def __init__(
+        self, in_channels: int, out_channels: int, condition_channels: int | None = None, bias: bool = True
+    ) -> None:
         super().__init__()
-        self.linear_1 = nn.Linear(in_channels, out_channels)
-        self.linear_2 = nn.Linear(out_channels, out_channels)
+        self.linear_1 = nn.Linear(in_channels, out_channels, bias)
+        self.linear_2 = nn.Linear(out_channels, out_channels, bias)
         self.cond_proj = None if condition_channels is None else nn.Linear(condition_channels, in_channels, bias=False)
 
     def forward(self, sample: Tensor, condition: Tensor | None = None) -> Tensor:

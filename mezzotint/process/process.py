@@ -46,7 +46,7 @@ class Process:
             )
 
     def level(self, t: float) -> Level[float]:
-        """The level at t on the network's own clock: 0..T-1 for tables, 0..clock for flows."""
+        """The level at t: a timestep 0..T-1 of a table, a time 0..clock of a flow."""
         return self.schedule.level(t)
 
     def levels(self, t: Tensor) -> Level[Tensor]:
@@ -59,8 +59,12 @@ class Process:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON data; `Process.from_dict` gives back an equal process."""
-        kind = "rectified_flow" if isinstance(self.schedule, RectifiedFlow) else "discrete"
-        return {"prediction": self.prediction.value, "schedule": {"kind": kind, **asdict(self.schedule)}}
+        kind, numbers = "rectified_flow", asdict(self.schedule)
+        if isinstance(self.schedule, Discrete):
+            kind = "discrete"
+            if self.schedule.tick == 1.0:  # nearly everywhere; so files written before there was a tick compare equal
+                del numbers["tick"]
+        return {"prediction": self.prediction.value, "schedule": {"kind": kind, **numbers}}
 
     @staticmethod
     def from_dict(data: Mapping[str, Any]) -> Process:

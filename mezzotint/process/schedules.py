@@ -28,13 +28,17 @@ LARGEST_RATIO = math.sqrt(2.0**24 - 1.0)
 
 @dataclass(frozen=True, slots=True)
 class Discrete:
-    """A variance-preserving table of alpha_bar over T whole timesteps (Ho 2020, eq. 4), alpha = sqrt(alpha_bar)."""
+    """A variance-preserving table of alpha_bar over T whole timesteps (Ho 2020, eq. 4), alpha = sqrt(alpha_bar).
+
+    The network is told `tick` times the timestep: 1000 / T where it was trained under rescaled timesteps (Nichol 2021).
+    """
 
     betas: Betas
     beta_start: float = 1e-4
     beta_end: float = 0.02
     timesteps: int = 1000
     zero_terminal_snr: bool = False
+    tick: float = 1.0
 
     def __post_init__(self) -> None:
         if not (0.0 <= self.beta_start < self.beta_end < 1.0 and self.timesteps >= 2):
@@ -42,10 +46,12 @@ class Discrete:
                 f"a schedule cannot have {self.timesteps} timesteps and beta {self.beta_start:g}..{self.beta_end:g}: "
                 "use at least 2 timesteps and 0 <= beta_start < beta_end < 1"
             )
+        if not self.tick > 0.0:
+            raise InputError(f"a schedule's tick ({self.tick:g}) must be above 0: it is 1000 / timesteps, or 1")
 
     @property
     def clock(self) -> float:
-        return float(self.timesteps)
+        return self.tick * self.timesteps
 
     @property
     def name(self) -> str:
@@ -56,20 +62,21 @@ class Discrete:
         return _alpha_bar(self)
 
     def level(self, t: float) -> Level[float]:
-        """The level at t; a fraction lies between its neighbours in sigma / alpha."""
+        """The level at timestep t of the table; a fraction lies between its neighbours in sigma / alpha."""
         table, low = _alpha_bar(self), math.floor(t)
         if not 0 <= t <= len(table) - 1:
             raise InputError(
                 f"timestep {t:g} is outside the schedule's 0..{len(table) - 1}: use fewer steps or a smaller offset"
             )
         if low == t:
-            return Level(float(t), math.sqrt(table[low]), math.sqrt(1.0 - table[low]))
-        return from_ratio(t, self.ratio(t))
+            return Level(self.tick * t, math.sqrt(table[low]), math.sqrt(1.0 - table[low]))
+        return from_ratio(self.tick * t, self.ratio(t))
 
     def levels(self, t: Tensor) -> Level[Tensor]:
         """The float32 levels of a batch of whole timesteps t (B,)."""
         table = torch.tensor(_alpha_bar(self), dtype=torch.float64, device=t.device)[t.long()].view(-1, 1, 1, 1)
-        return Level(t, table.sqrt().float(), (1.0 - table).sqrt().float())
+        told = t if self.tick == 1.0 else self.tick * t
+        return Level(told, table.sqrt().float(), (1.0 - table).sqrt().float())
 
     def ratios(self) -> tuple[float, ...]:
         """sigma / alpha at every timestep, finite also at zero terminal SNR."""

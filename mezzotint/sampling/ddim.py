@@ -33,8 +33,9 @@ class DDIM:
             return entered(paired(visited, last), start)
         # DDIM steps to t - T // n, which need not be the next listed timestep.
         stride = process.schedule.timesteps // steps
-        ends = [process.level(now.t - stride) if now.t >= stride else last for now in visited]
-        return entered([Step(now, end) for now, end in zip(visited, ends, strict=True)], start)
+        ends = [round(now.t / process.schedule.tick) - stride for now in visited]
+        steps_taken = [Step(now, process.level(t) if t >= 0 else last) for now, t in zip(visited, ends, strict=True)]
+        return entered(steps_taken, start)
 
     def step(self, denoise: Denoise, x: Tensor, step: Step, history: list[Moment], rng: Rng) -> Tensor:
         estimate = denoise(x, step.now)

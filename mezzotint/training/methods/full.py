@@ -46,7 +46,7 @@ class Full:
         self.digests = {"data": self.images.manifest.digest, "codec": self.codec.digest()}
         self.captions = parts.Captions(self.text, self.images.captions) if self.text else None
         if self.text:
-            self.digests["text"] = self.text.digest()
+            self.digests["text"] = " ".join(reading.digest for reading in self.text.readings())
         width, height = data.size
         self.bank = torch.zeros((0, 1, height, width), dtype=torch.bool)
         self.preview_masks = self.bank
