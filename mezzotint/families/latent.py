@@ -17,7 +17,7 @@ from mezzotint.errors import InputError
 from mezzotint.families.family import Asked
 from mezzotint.families.materials import Materials, Section, Shapes
 from mezzotint.families.scheduler import read_scheduler
-from mezzotint.process import Prediction, Process, RectifiedFlow
+from mezzotint.process import Discrete, Prediction, Process, RectifiedFlow, schedules
 
 UNET, VAE = "model.diffusion_model.", "first_stage_model."
 
@@ -27,6 +27,8 @@ IGNORED = (
     "model_ema.", "denoiser.", "global_step", "v_pred", "ztsnr", "edm_",
 )  # fmt: skip
 VAE_IGNORED = ("loss.", "model_ema.")
+WORDS = {word.value: word for word in Prediction}  # in the headers of single files, ours and others'
+WORDS |= {"eps": Prediction.EPSILON, "v": Prediction.VELOCITY, "v_prediction": Prediction.VELOCITY}
 
 
 def unet_section(
@@ -62,30 +64,29 @@ def published(
 ) -> tuple[Process, SamplingFacts]:
     """What the scheduler file says, the family's own facts where there is none; the user's word for the prediction.
 
-    InputError where the user and the scheduler file contradict each other.
+    InputError where the user and a file contradict each other.
     """
     if materials.scheduler is not None:
-        at = materials.path / "scheduler" / "scheduler_config.json"
-        process, sampling = read_scheduler(materials.scheduler, at, sampling, flow)
-        if asked.prediction not in (None, process.prediction):
-            raise InputError(
-                f"prediction is {process.prediction} in {at} but {asked.prediction} was asked for: leave --prediction out, "
-                f"or mend the file if you know better"
-            )
-    elif (said := stated(materials)) is not None and asked.prediction not in (None, said):
-        raise InputError(f"{materials.path} says prediction {said}, but {asked.prediction} was asked for: leave it out")
-    elif asked.prediction or said:
-        process = replace(process, prediction=asked.prediction or said)
-    return process, sampling
+        at = materials.scheduler_at or materials.path
+        process, found = read_scheduler(materials.scheduler, at, flow)
+        sampling, said = found.sampling(sampling.sampler, sampling.steps), process.prediction
+    else:
+        at, said = materials.path, stated(materials)
+        if "ztsnr" in materials.marks and isinstance(process.schedule, Discrete):
+            process = Process(schedules.zero_terminal_snr(process.schedule), said or Prediction.VELOCITY)
+            sampling = sampling.model_copy(update={"spacing": "trailing", "offset": 0})
+    if asked.prediction and said and asked.prediction is not said:
+        raise InputError(
+            f"prediction is {said} in {at}, but {asked.prediction} was asked for: leave --prediction out, or mend the file"
+        )
+    return replace(process, prediction=asked.prediction or said or process.prediction), sampling
 
 
 def stated(materials: Materials) -> Prediction | None:
     """The prediction that a single file states: by a flag among its tensors, or in its header."""
     if "v_pred" in materials.marks:
         return Prediction.VELOCITY
-    words = {"epsilon": Prediction.EPSILON, "eps": Prediction.EPSILON, "v": Prediction.VELOCITY}
-    words["v_prediction"] = Prediction.VELOCITY
-    return words.get(materials.metadata.get("modelspec.prediction_type", ""))
+    return WORDS.get(materials.metadata.get("modelspec.prediction_type", ""))
 
 
 def side(materials: Materials, usual: int, factor: int = 8) -> tuple[int, int]:

@@ -10,14 +10,14 @@ from typing import Any, Literal
 
 from torch import Tensor
 
-from mezzotint.checkpoints import open_part, open_tensors, read_json, read_metadata
+from mezzotint.checkpoints import open_tensors, read_json, read_metadata
 from mezzotint.checkpoints.keymap import Entry, renamed
+from mezzotint.checkpoints.layouts.old_attention import modernised
 from mezzotint.errors import InputError
 
 INDEX = "model_index.json"
 SCHEDULER = "scheduler_config.json"
 ALIASES = {"vqvae": "vae", "bert": "text_encoder"}  # as early pipelines named them
-STEMS = ("diffusion_pytorch_model", "model")  # of weights, as diffusers and as transformers name them
 Shapes = Mapping[str, tuple[int, ...]]
 Layout = Literal["diffusers", "single-file"]
 
@@ -50,6 +50,7 @@ class Materials:
     parts: Mapping[str, Material]
     tokenizers: Mapping[str, Path]  # folders, by their published names: tokenizer, tokenizer_2, ...
     scheduler: Mapping[str, Any] | None = None  # the published file; an original single file has none
+    scheduler_at: Path | None = None
     index: Mapping[str, Any] = field(default_factory=dict[str, Any])  # model_index.json
     metadata: Mapping[str, str] = field(default_factory=dict[str, str])  # of a single file's header
     marks: frozenset[str] = frozenset()  # tensors of a single file that are flags, such as v_pred
@@ -72,7 +73,7 @@ class Materials:
 
 def folder_part(folder: Path) -> Material:
     """A part from its folder: config.json beside weights in safetensors, whole or in shards."""
-    return Material(read_json(folder / "config.json"), folder, lambda: open_part(folder, STEMS))
+    return Material(read_json(folder / "config.json"), folder, lambda: modernised(open_tensors(folder)))
 
 
 def read_folder(path: Path) -> Materials:
@@ -80,23 +81,22 @@ def read_folder(path: Path) -> Materials:
     index = read_json(path / INDEX) if (path / INDEX).is_file() else {}
     parts: dict[str, Material] = {}
     tokenizers: dict[str, Path] = {}
-    scheduler: Mapping[str, Any] | None = None
+    places = [path / SCHEDULER]
     for folder in sorted(entry for entry in path.iterdir() if entry.is_dir()):
         name = ALIASES.get(folder.name, folder.name)
         if index.get(folder.name) == [None, None]:
             continue
         if (folder / SCHEDULER).is_file():
-            scheduler = read_json(folder / SCHEDULER)
+            places.append(folder / SCHEDULER)
         elif name.startswith("tokenizer") or name == "processor":
             tokenizers[name] = folder
         elif (folder / "config.json").is_file():
             parts[name] = folder_part(folder)
     if not index and not parts and (path / "config.json").is_file():  # one network alone, as DDPM's were published
-        lone = Material(read_json(path / "config.json"), path, lambda: open_part(path, STEMS))
+        lone = folder_part(path)
         parts = {"transformer" if "Transformer" in lone.kind else "unet": lone}
-    if scheduler is None and (path / SCHEDULER).is_file():
-        scheduler = read_json(path / SCHEDULER)
-    return Materials(path, "diffusers", parts, tokenizers, scheduler, index)
+    at = next((place for place in reversed(places) if place.is_file()), None)
+    return Materials(path, "diffusers", parts, tokenizers, read_json(at) if at else None, at, index)
 
 
 @dataclass(frozen=True, slots=True)
@@ -174,6 +174,7 @@ def read_original(path: Path, tensors: Mapping[str, Tensor], original: Original,
         parts={name: part for name, part in found.parts.items() if name in COMPANIONS} | parts,
         tokenizers=found.tokenizers,
         scheduler=found.scheduler,
+        scheduler_at=found.scheduler_at,
         metadata=read_metadata(path) if path.suffix == ".safetensors" else {},
         marks=frozenset(key for key in rest if "." not in key),
         left_out=rest,

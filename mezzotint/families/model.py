@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, cast
 
-from mezzotint.checkpoints import release
+from mezzotint.checkpoints.pages import Pages
 from mezzotint.codec import Codec
 from mezzotint.contract import Contract
 from mezzotint.process import Process
@@ -76,6 +76,7 @@ def working(model: Model, part: PartName) -> Iterator[None]:
     try:
         yield
     finally:
+        pages = Pages()
         for tensor, data in resting:
             tensor.data = data
-            release(data)
+            pages.release(data)

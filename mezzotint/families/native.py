@@ -2,22 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Mapping
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from mezzotint.backbones.dit import DiT, DiTConfig
-from mezzotint.backbones.unet import UNet
-from mezzotint.backbones.unet_config import ConditionalUNetConfig, UNetConfig
-from mezzotint.checkpoints import configure, fill, read_json, read_part, write_folder, write_tensors
+from mezzotint.checkpoints import fill, read_json, read_part, write_folder, write_tensors
 from mezzotint.codec import Codec
-from mezzotint.codec.kl_vae import KLVAE, KLVAEConfig
-from mezzotint.codec.patch_pca import PatchPCA, PatchPCAConfig
-from mezzotint.codec.pixels import Pixels, PixelsConfig
 from mezzotint.contract import (
     FILE,
     TextFacts,
@@ -31,48 +25,12 @@ from mezzotint.contract import (
 from mezzotint.digests import tensors_digest
 from mezzotint.errors import InputError
 from mezzotint.families.model import Model
+from mezzotint.families.parts import AUTOENCODERS, BACKBONES, Part, configured, kind_of
 from mezzotint.families.scheduler import scheduler_config
 from mezzotint.files import write_json
 from mezzotint.text.minilm import load_saved
 
 INDEX, STEM, MARK = "model_index.json", "diffusion_pytorch_model", "Mezzotint"
-
-
-@dataclass(frozen=True, slots=True)
-class Part:
-    """A kind of network by its published class name: the folder it lives in, its configuration, its module."""
-
-    folder: str
-    config: Any  # a dataclass with from_config
-    network: Callable[[Any], nn.Module]
-    facts: Callable[[Any], dict[str, int | None]] = lambda config: {}  # what a contract checks about a backbone
-
-
-def _unet_facts(config: UNetConfig | ConditionalUNetConfig) -> dict[str, int | None]:
-    tokens = config.cross_attention_dim if isinstance(config, ConditionalUNetConfig) else None
-    return {
-        "in_channels": config.in_channels, "out_channels": config.out_channels,
-        "classes": config.num_class_embeds, "tokens": tokens,
-    }  # fmt: skip
-
-
-def _dit_facts(config: DiTConfig) -> dict[str, int | None]:
-    return {
-        "in_channels": config.in_channels, "out_channels": config.out_channels or config.in_channels,
-        "classes": config.num_embeds_ada_norm + 1,
-    }  # fmt: skip
-
-
-BACKBONES = {
-    "UNet2DModel": Part("unet", UNetConfig, UNet, _unet_facts),
-    "UNet2DConditionModel": Part("unet", ConditionalUNetConfig, UNet, _unet_facts),
-    "DiTTransformer2DModel": Part("transformer", DiTConfig, DiT, _dit_facts),
-}
-AUTOENCODERS = {
-    "AutoencoderKL": Part("vae", KLVAEConfig, KLVAE),
-    "PatchPCA": Part("vae", PatchPCAConfig, PatchPCA),
-    "Pixels": Part("vae", PixelsConfig, Pixels),
-}
 
 
 def save(model: Model, path: Path, dtype: torch.dtype | None = None) -> Model:
@@ -83,8 +41,8 @@ def save(model: Model, path: Path, dtype: torch.dtype | None = None) -> Model:
     """
     path = Path(path)
     backbone, codec = model.backbone, model.codec
-    name, part = _kind(BACKBONES, backbone)
-    vae_name, vae = _kind(AUTOENCODERS, codec.autoencoder)
+    name, part = kind_of(BACKBONES, backbone)
+    vae_name, vae = kind_of(AUTOENCODERS, codec.autoencoder)
     stored = {key: _stored(tensor, dtype) for key, tensor in backbone.state_dict().items()}
     contract, at = model.contract.model_copy(update={"weights": tensors_digest(stored)}), path / FILE
     contract = check_backbone(contract, at, part.facts(backbone.config), contract.weights, path / part.folder)
@@ -138,20 +96,9 @@ def load(path: Path, device: str | torch.device, dtype: torch.dtype, force: bool
     return Model(contract, backbone, codec, text.to(device) if text else None, path)
 
 
-def _kind(parts: Mapping[str, Part], network: nn.Module) -> tuple[str, Part]:
-    for name, part in parts.items():
-        if isinstance(network.config, part.config):
-            return name, part
-    raise ValueError(f"no part for {type(network).__name__} with {type(network.config).__name__}: add one in native.py")
-
-
 def _read_config(parts: Mapping[str, Part], folder: Path) -> tuple[Part, Any]:
     at = folder / "config.json"
-    data = read_json(at)
-    name = data.get("_class_name")
-    if not isinstance(name, str) or name not in parts:
-        raise InputError(f"{at}: _class_name is {name!r}; known here: {', '.join(parts)}")
-    return parts[name], configure(parts[name].config, data, at)
+    return configured(parts, read_json(at), at)
 
 
 def _write_part(folder: Path, name: str, config: Any, tensors: Mapping[str, Tensor]) -> None:
