@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import pytest
 import torch
 from networks import gradient_error, randomise, relative
 
-from mezzotint.backbones.dit import DiT, DiTConfig
+from mezzotint.backbones.dit import DiT, DiTConfig, Embedder, position_table
 from mezzotint.backbones.initialise import initialise
 from mezzotint.backbones.presets import dit
 from mezzotint.conditioning import Conditioning
@@ -99,11 +100,19 @@ def test_training_after_inference_mode() -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "count"), [("S/2", 39_805_088), ("B/2", 147_439_904), ("L/2", 511_609_888), ("XL/2", 749_826_464)]
+    ("name", "size", "count", "tensors", "original"),
+    [
+        ("S/2", 32, 39_805_088, 234, 32_963_360),
+        ("B/2", 32, 147_439_904, 234, 130_512_416),
+        ("L/2", 32, 511_609_888, 462, 458_102_816),
+        ("XL/2", 32, 749_826_464, 538, 675_129_632),
+        ("XL/2", 64, 749_826_464, 538, 676_014_368),
+    ],
 )
-def test_published_sizes(name: str, count: int) -> None:
-    """As the reference layout stores them, each block with a copy of the embedder."""
-    config = dit(name, in_channels=4, out_channels=8, classes=1000, sample_size=32)
+def test_published_sizes(name: str, size: int, count: int, tensors: int, original: int) -> None:
+    """As the reference layout stores them, each block with a copy of the embedder; the original file has one of those
+    and the position table."""
+    config = dit(name, in_channels=4, out_channels=8, classes=1000, sample_size=size)
     with torch.device("meta"):
         network = DiT(config)
         theirs = diffusers.DiTTransformer2DModel(
@@ -111,10 +120,24 @@ def test_published_sizes(name: str, count: int) -> None:
             attention_head_dim=config.attention_head_dim,
             num_layers=config.num_layers,
             out_channels=8,
+            sample_size=size,
         )
-    assert sum(p.numel() for p in network.parameters()) == count
+        copy = sum(p.numel() for p in Embedder(1000, config.channels).parameters())
     shapes = [{key: value.shape for key, value in module.state_dict().items()} for module in (network, theirs)]
     assert shapes[0] == shapes[1]
+    assert (sum(p.numel() for p in network.parameters()), len(shapes[0])) == (count, tensors)
+    assert count - (config.num_layers - 1) * copy + (size // 2) ** 2 * config.channels == original
+
+
+def test_position_table_is_the_one_that_original_files_store() -> None:
+    """Columns first, then rows; sines, then cosines of k / 10000^(i / (D / 4)) (the papers' code, written out)."""
+    channels, side = 24, 5
+    table = position_table(channels, side, side, side)
+    for row in range(side):
+        for column in range(side):
+            angles = [[k / 10000 ** (i / (channels / 4)) for i in range(channels // 4)] for k in (column, row)]
+            expected = [wave(a) for k in angles for wave in (math.sin, math.cos) for a in k]
+            assert relative(table[row * side + column], torch.tensor(expected)) < 1e-7
 
 
 def test_fresh_network_predicts_zero_and_every_weight_learns() -> None:
