@@ -200,7 +200,9 @@ def settle(model: Model, request: Request) -> Settings:
             able = [n for n, s in SAMPLERS.items() if hasattr(s, "eta")]
             raise InputError(f"sampler {name!r} has no eta; these have: {', '.join(able)}")
         sampler = replace(sampler, eta=request.eta)
-    sampler = fitted(sampler, facts.sampling.spacing, facts.sampling.offset, facts.sampling.last, facts.sampling.variance)
+    sampler = fitted(
+        sampler, facts.sampling.spacing, facts.sampling.offset, facts.sampling.last, facts.sampling.variance
+    )
     width, height = (request.width, request.height) if request.width and request.height else facts.size
     patch = getattr(model.backbone.config, "patch_size", 1)
     multiple = model.codec.factor * patch

@@ -1,15 +1,111 @@
-"""Adapters on a model: LoRA files and textual-inversion embeddings, found their places by the model at hand."""
+"""Adapters on a model: LoRA files and textual-inversion words, placed by the model at hand."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
-from mezzotint.adapters import Adapter, attach, modules_of, read
-from mezzotint.adapters.textual_inversion import read_embedding
-from mezzotint.checkpoints import open_tensors, read_metadata
+from torch import Tensor, nn
+
+from mezzotint.adapters import BACKBONE, Adapter, attach, merge, modules_of, read, read_words
+from mezzotint.checkpoints import find_weights, open_tensors, read_metadata
 from mezzotint.checkpoints.keymap import Entry
 from mezzotint.errors import InputError
 from mezzotint.families.load import FAMILIES
 from mezzotint.families.model import Model
+from mezzotint.families.parts import BACKBONES, kind_of
+from mezzotint.layers.config import write_config
+from mezzotint.text import TextEncoder
+from mezzotint.text.clip import Clip
+from mezzotint.text.joint import Joint
+
+HEADER = "adapter_config.json"  # beside peft's weights
+
+
+def adapted(
+    model: Model,
+    lora: Sequence[tuple[str | Path, float]] = (),
+    embedding: Sequence[str | Path] = (),
+    merged: bool = False,
+) -> Model:
+    """The model with adapters, each at its weight, and words of textual inversion; the given model stays as it is.
+
+    Adapters compute beside the weights, or `merged` are added to copies of them; either way untouched tensors are
+    shared and the base is there to the bit in the given model. InputError where a file does not fit in full.
+    """
+    if embedding:
+        model = replace(model, text=with_words(model, [Path(path) for path in embedding]))
+    if not lora:
+        return model
+    adapters = [(read_lora(model, Path(path)), weight) for path, weight in lora]
+    change = merge if merged else attach
+    text = model.text
+    if text is not None:
+        text = with_networks(text, {name: change(net, name, adapters) for name, net in text.networks.items()})
+    return replace(model, backbone=change(model.backbone, BACKBONE, adapters), text=text)
+
+
+def read_lora(model: Model, path: Path) -> Adapter:
+    """An adapter for the model from its file, or from the folder that peft writes; InputError names what misses."""
+    if not path.exists():
+        raise InputError(f"no such LoRA: {path}")
+    folder = path if path.is_dir() else path.parent
+    file = folder / "adapter_model.safetensors" if path.is_dir() else find_weights(path)
+    metadata = read_metadata(file) if file.suffix == ".safetensors" else {}
+    if path.is_dir() and (folder / HEADER).is_file():
+        metadata = {**metadata, "lora_adapter_metadata": (folder / HEADER).read_text()}
+    modules = {BACKBONE: modules_of(model.backbone)}
+    if model.text is not None:
+        modules |= {name: modules_of(network) for name, network in model.text.networks.items()}
+    try:
+        return read(open_tensors(file), metadata, modules, {BACKBONE: original_names(model)})
+    except InputError as error:
+        raise InputError(f"{path}: {error}") from error
+
+
+def original_names(model: Model) -> list[Entry]:
+    """The backbone's names in its family's single file, by which a LoRA may call its modules."""
+    family = FAMILIES.get(model.family)
+    if family is None or family.original is None:
+        return []
+    name, _ = kind_of(BACKBONES, model.backbone)
+    section = family.original.sections({}, {})[family.backbone]
+    return section.rows(write_config(model.backbone.config, name)) if section.rows else []
+
+
+def with_words(model: Model, files: Sequence[Path]) -> TextEncoder:
+    """The text encoder with the words of the files."""
+    text = model.text
+    clips = text.clips if isinstance(text, Joint) else (text,)
+    known = tuple(clip for clip in clips if isinstance(clip, Clip))
+    if text is None or not known:
+        raise InputError(f"a {model.family} model's text encoder takes no new words: leave the embeddings out")
+    widths = {clip.folder: clip.width for clip in known}
+    words: dict[str, dict[str, Tensor]] = {}
+    for file in files:
+        if not file.is_file():
+            raise InputError(f"no such embedding: {file}")
+        try:
+            found = read_words(open_tensors(file), file.stem, widths)
+        except InputError as error:
+            raise InputError(f"{file}: {error}") from error
+        if twice := found.keys() & words.keys():
+            raise InputError(f"{file} gives a word that another file has given: {sorted(twice)[0]}")
+        words |= found
+    if isinstance(text, Joint):
+        return text.with_tokens({word: [rows[clip.folder] for clip in known] for word, rows in words.items()})
+    return known[0].with_tokens({word: rows[known[0].folder] for word, rows in words.items()})
+
+
+def with_networks(text: TextEncoder, networks: Mapping[str, nn.Module]) -> TextEncoder:
+    """The same encoder with other networks in the places of its own."""
+
+    def exchanged(part: Any) -> Any:
+        folder = getattr(part, "folder", None)
+        return replace(part, network=networks[folder]) if folder in networks else part
+
+    if isinstance(text, Joint):
+        return replace(text, clips=tuple(map(exchanged, text.clips)), t5=exchanged(text.t5))
+    return exchanged(text)

@@ -5,16 +5,17 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from mezzotint.backbones.controlnet import Controlled
+from mezzotint.backbones.controlnet import Controlled, ControlNetConfig
 from mezzotint.checkpoints import open_tensors
 from mezzotint.checkpoints.layouts.controlnet import controlnet, controlnet_config
 from mezzotint.errors import InputError
 from mezzotint.families.assemble import built
-from mezzotint.families.materials import Material, Section, Shapes, folder_part, section_part, shapes_of
+from mezzotint.families.materials import Material, Section, folder_part, section_part
 from mezzotint.families.model import Model, working
 from mezzotint.families.parts import CONTROLS, configured
 
@@ -38,7 +39,8 @@ def single(path: Path) -> Material:
     own = {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
     if not any(name.startswith("input_hint_block.") for name in own):
         raise InputError(f"{path} is no control network in the original layout: give a folder with config.json instead")
-    return section_part(Section(prefix, infer, controlnet_rows), own, path)
+    section = Section(prefix, controlnet_config, lambda config: controlnet(ControlNetConfig.from_config(config)))
+    return section_part(section, own, path)
 
 
 def controlled(model: Model, networks: Sequence[tuple[str | Path, float]]) -> Model:
@@ -58,7 +60,7 @@ def controlled(model: Model, networks: Sequence[tuple[str | Path, float]]) -> Mo
 
 def hints(model: Model, pictures: Sequence[Tensor]) -> list[Tensor]:
     """What each control network is shown, of pictures (B, 3, H, W) in [-1, 1]: pixels in [0, 1], or latents."""
-    networks = model.backbone.networks
+    networks: Any = model.backbone.networks
     with working(model, "codec"):
         return [
             (picture + 1) / 2 if network.hint == "pixels" else model.codec.encode(picture)

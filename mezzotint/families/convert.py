@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -136,7 +135,7 @@ def to_single_file(family: Family, materials: Materials, target: Path, asked: As
 
 def original(section: Section, material: Material) -> dict[str, Tensor]:
     """A part under its original names; InputError where names and shapes would be read back as another network."""
-    tensors = restored(material.tensors, section.rows(material.config))
+    tensors = restored(material.tensors, section.rows(material.config)) if section.rows else material.tensors
     known = BACKBONES | AUTOENCODERS
     if material.kind in known:
         config = known[material.kind].config

@@ -91,7 +91,9 @@ def facts(materials: Materials, asked: Asked) -> dict[str, Any]:
 def square(sample: int | list[int] | None, sides: list[int], materials: Materials) -> tuple[int, int]:
     """Width and height from the configuration, else what was published."""
     if sample is None and not sides:
-        raise InputError(f"{materials.path}: nothing says how large its pictures are: put a config.json with sample_size")
+        raise InputError(
+            f"{materials.path}: nothing says how large its pictures are: put a config.json with sample_size"
+        )
     height, width = (sample or sides[0],) * 2 if not isinstance(sample, (list, tuple)) else sample
     return int(width), int(height)
 

@@ -15,7 +15,7 @@ from mezzotint.checkpoints.layouts.dit import dit, dit_config
 from mezzotint.contract import ClassFacts, GuidanceFacts, SamplingFacts
 from mezzotint.families.family import Asked, Family
 from mezzotint.families.latent import published, side
-from mezzotint.families.materials import Materials, Original, Section, Shapes
+from mezzotint.families.materials import Materials, Original, Section
 from mezzotint.process import Prediction, Process, schedules
 
 TRAINED = Process(schedules.linear(), Prediction.EPSILON)

@@ -31,9 +31,7 @@ WORDS = {word.value: word for word in Prediction}  # in the headers of single fi
 WORDS |= {"eps": Prediction.EPSILON, "v": Prediction.VELOCITY, "v_prediction": Prediction.VELOCITY}
 
 
-def unet_section(
-    stated: Mapping[str, Any], heads: int | None = None, head_width: int | None = None
-) -> Section:
+def unet_section(stated: Mapping[str, Any], heads: int | None = None, head_width: int | None = None) -> Section:
     """The conditional U-Net under its usual prefix; shapes do not tell heads from their width, so one is given.
 
     `stated`, a config.json beside the file, has the last word where it is a U-Net's.
@@ -77,7 +75,7 @@ def published(
             sampling = sampling.model_copy(update={"spacing": "trailing", "offset": 0})
     if asked.prediction and said and asked.prediction is not said:
         raise InputError(
-            f"prediction is {said} in {at}, but {asked.prediction} was asked for: leave --prediction out, or mend the file"
+            f"prediction is {said} in {at}, but {asked.prediction} was asked for: leave it out, or mend the file"
         )
     return replace(process, prediction=asked.prediction or said or process.prediction), sampling
 

@@ -9,10 +9,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-import torch
 from torch import Tensor
 
-from mezzotint.backbones.class_tokens import ClassTokensConfig
 from mezzotint.backbones.unet_config import ConditionalUNetConfig, UNetConfig
 from mezzotint.checkpoints.keymap import Entry
 from mezzotint.checkpoints.layouts.unet import unet, unet_config
@@ -24,7 +22,7 @@ from mezzotint.families.materials import Materials, Original, Section, Shapes
 from mezzotint.families.prompts import bert_section, bert_text
 from mezzotint.process import Prediction, Process, schedules
 
-CLASS_TABLE, BERT = "cond_stage_model.embedding", "cond_stage_model.transformer."
+CLASS_TABLE, BERT = "cond_stage_model.embedding", "cond_stage_model."
 PLAIN = SamplingFacts(sampler="ddim", steps=50, spacing="leading", offset=1)
 TEXT_ENDS = (0.00085, 0.012)
 ENDS = {  # widths of the U-Net: beta at both ends, side of the pictures
@@ -44,8 +42,7 @@ def process_of(materials: Materials, backbone: Mapping[str, Any]) -> tuple[Proce
             f"{materials.path}: no latent diffusion model of widths {widths} was published, so its schedule is not "
             f"known. Put its scheduler_config.json and its config.json (with sample_size) beside it"
         )
-    start, end, side = ENDS.get(widths, (*TEXT_ENDS, 0))
-    side = side or int(sample) * factor
+    start, end, side = ENDS.get(widths, (*TEXT_ENDS, int(sample or 0) * factor))
     return Process(schedules.scaled_linear(start, end), Prediction.EPSILON), (side, side)
 
 
@@ -149,7 +146,7 @@ TEXT = Family(
     licence=lambda materials: LICENCE,
     text=bert_text,
     original=Original(
-        lambda shapes: latent(shapes) and BERT + "token_emb.weight" in shapes, text_sections, IGNORED
+        lambda shapes: latent(shapes) and BERT + "transformer.token_emb.weight" in shapes, text_sections, IGNORED
     ),
     folders={"vae": "vqvae", "text_encoder": "bert"},
 )

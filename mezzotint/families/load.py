@@ -85,7 +85,9 @@ def described(materials: Materials) -> str:
     if name:
         return f"a folder of {name}, which is no family known here"
     if materials.parts:
-        found = ", ".join(f"{part} ({material.kind or 'of unknown class'})" for part, material in materials.parts.items())
+        found = ", ".join(
+            f"{part} ({material.kind or 'of unknown class'})" for part, material in materials.parts.items()
+        )
         return f"a folder with parts of a model alone: {found}"
     return "a folder without a model"
 

@@ -109,7 +109,7 @@ class Section:
 
     prefix: str
     infer: Callable[[Shapes], dict[str, Any]]
-    rows: Callable[[Mapping[str, Any]], list[Entry]]
+    rows: Callable[[Mapping[str, Any]], list[Entry]] | None  # None: the names are the folder's
     ignored: tuple[str, ...] = ()
 
 
@@ -190,5 +190,8 @@ def section_part(section: Section, tensors: Mapping[str, Tensor], at: Path) -> M
     try:
         config = section.infer(shapes_of(tensors))
     except (KeyError, ValueError, IndexError, ZeroDivisionError) as error:
-        raise InputError(f"{at}: the shapes of {section.prefix or 'its tensors'} tell no known network: {error}") from error
-    return Material(config, at, lambda: renamed(tensors, section.rows(config)))
+        raise InputError(
+            f"{at}: the shapes of {section.prefix or 'its tensors'} tell no known network: {error}"
+        ) from error
+    rows = section.rows
+    return Material(config, at, lambda: renamed(tensors, rows(config)) if rows else dict(tensors))

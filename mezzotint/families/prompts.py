@@ -7,11 +7,20 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from mezzotint.checkpoints import read_json
-from mezzotint.checkpoints.layouts import text as layouts
+from mezzotint.checkpoints.layouts.text import (
+    NO_WEIGHTS,
+    bert_config,
+    bert_entries,
+    clip_config,
+    open_clip_config,
+    open_clip_entries,
+    t5_config,
+)
 from mezzotint.errors import InputError
-from mezzotint.families.materials import Material, Materials, Section
+from mezzotint.families.materials import Materials, Section
 from mezzotint.text import TextEncoder, bert, clip, llm, t5
 from mezzotint.text.clip import Clip, Pooling
 from mezzotint.text.joint import Joint
@@ -44,7 +53,7 @@ def clip_text(
 
 
 def padding_of(folder: Path) -> str | None:
-    """The padding token that special_tokens_map.json names; it has the last word over tokenizer_config.json (SD 2.x)."""
+    """The padding token that special_tokens_map.json names; tokenizer_config.json may name another (SD 2.x)."""
     stated = folder / "special_tokens_map.json"
     token = read_json(stated).get("pad_token") if stated.is_file() else None
     return token.get("content") if isinstance(token, Mapping) else token
@@ -77,6 +86,36 @@ def bert_text(materials: Materials, dtype: torch.dtype) -> TextEncoder:
     material = materials.material("text_encoder", REMEDY.format(part="text_encoder"))
     tokenizer = tokenizer_of(materials, "tokenizer", "BertTokenizerFast")
     return bert.from_tensors(material.config, material.tensors, tokenizer, dtype, at=material.at)
+
+
+def clip_section(prefix: str, activation: str | None = None) -> Section:
+    """A CLIP under the folder's own names."""
+    return Section(prefix, lambda shapes: clip_config(shapes, activation), None, NO_WEIGHTS)
+
+
+def open_clip_section(prefix: str, tensors: Mapping[str, Tensor], whole: bool) -> Section:
+    """An OpenCLIP under its own names; where it is not `whole`, without the last layer and the projection.
+
+    Those are never read then (SD 2.x), and published folders lack them.
+    """
+    stem = f"{prefix}transformer.resblocks."
+    numbers = {int(name[len(stem) :].partition(".")[0]) for name in tensors if name.startswith(stem)}
+    unread = () if whole or not numbers else (f"transformer.resblocks.{max(numbers)}.", "text_projection")
+    return Section(
+        prefix,
+        lambda shapes: open_clip_config(shapes, projection=whole),
+        lambda config: open_clip_entries(config, projection=whole),
+        (*NO_WEIGHTS, *unread),
+    )
+
+
+def t5_section(prefix: str) -> Section:
+    """A T5 encoder under the folder's own names."""
+    return Section(prefix, t5_config, None)
+
+
+def bert_section(prefix: str) -> Section:
+    return Section(prefix, bert_config, bert_entries)
 
 
 def tokenizer_of(materials: Materials, name: str, kind: str) -> Any:

@@ -15,7 +15,7 @@ from mezzotint.contract import GuidanceFacts, SamplingFacts
 from mezzotint.families.family import Asked, Family
 from mezzotint.families.latent import IGNORED, UNET, pipeline_of, published, side, unet_section, vae_section
 from mezzotint.families.materials import Materials, Original, Section, Shapes
-from mezzotint.families.prompts import clip_l_section, clip_text
+from mezzotint.families.prompts import clip_section, clip_text
 from mezzotint.process import Prediction, Process, schedules
 from mezzotint.text import TextEncoder
 
@@ -60,11 +60,16 @@ def inpainting(materials: Materials) -> dict[str, Any]:
 
 def original(shapes: Shapes) -> bool:
     projection = next((shape for name, shape in shapes.items() if name.endswith("1.proj_in.weight")), ())
-    return UNET + "input_blocks.0.0.weight" in shapes and len(projection) == 4 and any(n.startswith(TEXT) for n in shapes)
+    convolutional = UNET + "input_blocks.0.0.weight" in shapes and len(projection) == 4
+    return convolutional and any(name.startswith(TEXT + "text_model.") for name in shapes)
 
 
 def sections(tensors: Mapping[str, Tensor], stated: Mapping[str, Any]) -> dict[str, Section]:
-    return {"unet": unet_section(stated, heads=8), "vae": vae_section(), "text_encoder": clip_l_section(TEXT)}
+    return {
+        "unet": unet_section(stated, heads=8),
+        "vae": vae_section(),
+        "text_encoder": clip_section(TEXT, "quick_gelu"),
+    }
 
 
 FAMILY = Family(

@@ -1,4 +1,4 @@
-"""Stable Diffusion 2.x: the same U-Net with linear projections and heads of 64, and OpenCLIP H read before its last layer.
+"""Stable Diffusion 2.x: linear projections, heads of 64, and OpenCLIP H read before its last layer.
 
 2.1 and 2.0 predict velocity at 768 pixels, 2.x-base epsilon at 512; their single files look the same and do not say.
 """
@@ -64,8 +64,12 @@ def original(shapes: Shapes) -> bool:
 
 
 def sections(tensors: Mapping[str, Tensor], stated: Mapping[str, Any]) -> dict[str, Section]:
-    """Of the original text encoder the layers behind the one that is read are kept out, as in published folders."""
-    return {"unet": unet_section(stated, head_width=64), "vae": vae_section(), "text_encoder": open_clip_section(TEXT)}
+    """Of the original text encoder the layer behind the one that is read is left out, as in published folders."""
+    return {
+        "unet": unet_section(stated, head_width=64),
+        "vae": vae_section(),
+        "text_encoder": open_clip_section(TEXT, tensors, whole=False),
+    }
 
 
 FAMILY = Family(

@@ -9,16 +9,15 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-import torch
 from torch import Tensor
 
-from mezzotint.checkpoints.layouts.mmdit import mmdit, mmdit_config
 from mezzotint.backbones.mmdit import MMDiTConfig
+from mezzotint.checkpoints.layouts.mmdit import mmdit, mmdit_config
 from mezzotint.contract import GuidanceFacts, SamplingFacts
 from mezzotint.families.family import Asked, Family
 from mezzotint.families.latent import IGNORED, UNET, published, side, vae_section
-from mezzotint.families.materials import Materials, Original, Section, Shapes
-from mezzotint.families.prompts import clip_l_section, sd3_text, t5_section
+from mezzotint.families.materials import Materials, Original, Section
+from mezzotint.families.prompts import clip_section, sd3_text, t5_section
 from mezzotint.process import Prediction, Process, schedules
 
 TRAINED = Process(schedules.sd35(), Prediction.FLOW)
@@ -46,8 +45,8 @@ def sections(tensors: Mapping[str, Tensor], stated: Mapping[str, Any]) -> dict[s
             lambda config: mmdit(MMDiTConfig.from_config(config)),
         ),
         "vae": vae_section(scaling_factor=1.5305, shift_factor=0.0609),
-        "text_encoder": clip_l_section("text_encoders.clip_l.transformer.", projected=True),
-        "text_encoder_2": clip_l_section("text_encoders.clip_g.transformer.", projected=True),
+        "text_encoder": clip_section("text_encoders.clip_l.transformer.", "quick_gelu"),
+        "text_encoder_2": clip_section("text_encoders.clip_g.transformer.", "gelu"),
         "text_encoder_3": t5_section("text_encoders.t5xxl.transformer."),
     }
 

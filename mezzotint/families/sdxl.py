@@ -16,7 +16,7 @@ from mezzotint.contract import GuidanceFacts, SamplingFacts
 from mezzotint.families.family import Asked, Family
 from mezzotint.families.latent import IGNORED, UNET, pipeline_of, published, side, unet_section, vae_section
 from mezzotint.families.materials import Materials, Original, Section, Shapes
-from mezzotint.families.prompts import clip_l_section, clip_text, open_clip_section
+from mezzotint.families.prompts import clip_section, clip_text, open_clip_section
 from mezzotint.families.sd1 import TRAINED, inpainting
 from mezzotint.text import TextEncoder
 from mezzotint.text.clip import Clip
@@ -78,8 +78,8 @@ def sections(tensors: Mapping[str, Tensor], stated: Mapping[str, Any]) -> dict[s
     return {
         "unet": unet_section(stated, head_width=64),
         "vae": vae_section(scaling_factor=0.13025),
-        "text_encoder": clip_l_section(FIRST + "transformer."),
-        "text_encoder_2": open_clip_section(SECOND + "model.", projected=True),
+        "text_encoder": clip_section(FIRST + "transformer.", "quick_gelu"),
+        "text_encoder_2": open_clip_section(SECOND + "model.", tensors, whole=True),
     }
 
 
@@ -91,7 +91,7 @@ def refiner_sections(tensors: Mapping[str, Tensor], stated: Mapping[str, Any]) -
     return {
         "unet": unet_section(stated, head_width=64),
         "vae": vae_section(scaling_factor=0.13025),
-        "text_encoder_2": open_clip_section(FIRST + "model.", projected=True),
+        "text_encoder_2": open_clip_section(FIRST + "model.", tensors, whole=True),
     }
 
 
@@ -99,9 +99,7 @@ LICENCE = "CreativeML Open RAIL++-M"
 FAMILY = Family(
     name="sdxl",
     title="Stable Diffusion XL",
-    pipeline=pipeline_of(
-        "StableDiffusionXLPipeline", "StableDiffusionXLInpaintPipeline", "StableDiffusionXLPipeline"
-    ),
+    pipeline=pipeline_of("StableDiffusionXLPipeline", "StableDiffusionXLInpaintPipeline", "StableDiffusionXLPipeline"),
     fits=lambda materials: sized(materials) and "text_encoder" in materials.parts,
     facts=facts,
     licence=lambda materials: LICENCE,
