@@ -13,10 +13,12 @@ import diffusers
 import torch
 from torch import Tensor
 
-from mezzotint.process import Level, Prediction, Process, RectifiedFlow, prediction, schedules
+from mezzotint.process import Estimate, Level, Prediction, Process, RectifiedFlow, prediction, schedules
 from mezzotint.process.level import from_ratio
 from mezzotint.process.schedules import LARGEST_RATIO
-from mezzotint.sampling import SAMPLERS, Rng, Sampler, Spacing, sample
+from mezzotint.sampling import SAMPLERS, Rng, Sampler, Spacing, bounded, sample
+
+Network = Callable[[Tensor, float], Tensor]
 
 STEPS = (1, 2, 4, 7, 20, 50)
 SHAPE = (2, 3, 2, 2)
@@ -125,6 +127,11 @@ def network(x: Tensor, t: float) -> Tensor:
     return x * (0.5 + 0.3 * torch.cos(t / 200)) + 0.4 * torch.sin(x + t / 300)
 
 
+def doubled_network(x: Tensor, t: float) -> Tensor:
+    """The same beside a variance between -1 and 1 that differs from pixel to pixel: twice the channels."""
+    return torch.cat((network(x, t), torch.sin(3.0 * x + t / 100)), 1)
+
+
 def reference(row: Row, **settings: Any) -> Any:
     """The reference's scheduler for this row, its defaults otherwise."""
     name, extra = REFERENCES[row.sampler]
@@ -173,7 +180,14 @@ def shared_noise() -> Rng:
 
 
 def run_reference(
-    scheduler: Any, start_noise: Tensor, clean: Tensor, steps: int, start: int, exact: bool = False, **kwargs: Any
+    scheduler: Any,
+    start_noise: Tensor,
+    clean: Tensor,
+    steps: int,
+    start: int,
+    exact: bool = False,
+    net: Network = network,
+    **kwargs: Any,
 ) -> Tensor:
     """The reference's loop, entered at `start` as image-to-image does; `exact` runs it in double precision."""
     scheduler.set_timesteps(steps)
@@ -194,7 +208,7 @@ def run_reference(
     with borrowed(scheduler, shared_noise(), exact):
         for t in times:
             scaled = scheduler.scale_model_input(x, t) if hasattr(scheduler, "scale_model_input") else x
-            x = scheduler.step(network(scaled, float(t)), t, x, return_dict=False, **kwargs)[0]
+            x = scheduler.step(net(scaled, float(t)), t, x, return_dict=False, **kwargs)[0]
     return x
 
 
@@ -205,20 +219,21 @@ def run_ours(
     clean: Tensor,
     steps: int,
     start: int,
-    first: Callable[[Level[float]], Level[float]],
+    first: Callable[[Level[float]], Level[float]] = lambda level: level,
+    net: Network = network,
+    clip: float | None = None,
 ) -> Tensor:
     """Our loop; `first` puts the reference's first level in place of ours."""
     path = sampler.path(process, steps, start)
     if start == 0:
         path = replace(path, steps=(replace(path.steps[0], now=first(path.steps[0].now)), *path.steps[1:]))
     x = start_noise if start == 0 else process.noised(clean, start_noise, path.steps[0].now)
-    return sample(
-        lambda x, level: prediction.estimate(process.prediction, network(x, level.t), x, level),
-        x,
-        path,
-        sampler,
-        shared_noise(),
-    )
+
+    def denoise(x: Tensor, level: Level[float]) -> Estimate:
+        raw, variance = prediction.split(net(x, level.t), x.shape[1])
+        return prediction.estimate(process.prediction, raw, x, level, variance)
+
+    return sample(bounded(denoise, sampler, clip), x, path, sampler, shared_noise())
 
 
 def tensors() -> tuple[Tensor, Tensor]:

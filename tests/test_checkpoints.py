@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import errno
 import json
+import os
 import pickle
 import struct
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -13,7 +16,18 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from mezzotint.checkpoints import fill, read_json, read_metadata, read_part, read_tensors, write_folder, write_tensors
+from mezzotint.checkpoints import (
+    fill,
+    open_tensors,
+    read_json,
+    read_metadata,
+    read_part,
+    read_shapes,
+    read_tensors,
+    write_folder,
+    write_sharded,
+    write_tensors,
+)
 from mezzotint.errors import InputError
 
 
@@ -120,6 +134,114 @@ def test_a_wrong_index_is_refused(tmp_path: Path, weight_map, says: str) -> None
     shard(tmp_path, weight_map)
     with pytest.raises(InputError, match=says):
         read_part(tmp_path, "m")
+
+
+@pytest.mark.parametrize(
+    ("names", "chosen"),
+    [
+        (["m.safetensors", "m.fp16.safetensors", "m.bin"], "m.safetensors"),
+        (["m.fp16.safetensors", "m.bf16.safetensors", "m.ema.safetensors", "m.bin"], "m.fp16.safetensors"),
+        (["m.ema.safetensors", "m.bin"], "m.ema.safetensors"),
+        (["m.bin", "m.fp16.bin"], "m.bin"),
+        (["m.fp16.bin", "other.safetensors"], "m.fp16.bin"),
+    ],
+)
+def test_the_plain_weights_come_before_their_variants(tmp_path: Path, names: list[str], chosen: str) -> None:
+    for number, name in enumerate(names):
+        content = {"w": torch.full((2,), float(number))}
+        (torch.save if name.endswith(".bin") else save_file)(content, tmp_path / name)
+    assert read_part(tmp_path, "m")["w"][0] == names.index(chosen)
+
+
+@pytest.mark.parametrize(
+    ("index", "shard"),
+    [
+        (
+            "diffusion_pytorch_model.safetensors.index.fp16.json",
+            "diffusion_pytorch_model.fp16-00001-of-00001.safetensors",
+        ),
+        ("model.fp16.safetensors.index.json", "model.fp16-00001-of-00001.safetensors"),
+        ("pytorch_model.bin.index.json", "pytorch_model-00001-of-00001.bin"),
+    ],
+)
+def test_every_published_kind_of_index_is_found(tmp_path: Path, index: str, shard: str) -> None:
+    (torch.save if shard.endswith(".bin") else save_file)({"a": torch.arange(3.0)}, tmp_path / shard)
+    (tmp_path / index).write_text(json.dumps({"metadata": {"total_size": 12}, "weight_map": {"a": shard}}))
+    assert torch.equal(open_tensors(tmp_path)["a"], torch.arange(3.0))
+    assert read_shapes(tmp_path) == {"a": ((3,), torch.float32)}
+
+
+def test_links_are_followed_as_in_the_caches_of_hubs(tmp_path: Path) -> None:
+    (tmp_path / "blobs").mkdir()
+    (tmp_path / "snapshot").mkdir()
+    save_file({"a": torch.arange(3.0)}, tmp_path / "blobs" / "4d7a21")
+    (tmp_path / "snapshot" / "model.safetensors").symlink_to("../blobs/4d7a21")
+    assert torch.equal(open_tensors(tmp_path / "snapshot")["a"], torch.arange(3.0))
+
+
+def test_shards_open_where_they_are_published(tmp_path: Path) -> None:
+    """What we write in shards, diffusers reads to the bit; and an older, whole file does not hide them."""
+    from diffusers import UNet2DModel
+
+    theirs = UNet2DModel(
+        sample_size=8, block_out_channels=(32,), down_block_types=("DownBlock2D",), up_block_types=("UpBlock2D",),
+    )  # fmt: skip
+    theirs.save_config(tmp_path)
+    given, stem = theirs.state_dict(), "diffusion_pytorch_model"
+    write_sharded(tmp_path, stem, {"old": torch.ones(1)})
+    files = write_sharded(tmp_path, stem, given, limit=100_000)
+    assert len(files) > 3 and sorted(p.name for p in tmp_path.glob("*.safetensors*")) == sorted(p.name for p in files)
+    assert all(p.stat().st_size < 110_000 for p in files)
+    for found in (UNet2DModel.from_pretrained(tmp_path).state_dict(), read_part(tmp_path, stem)):
+        assert found.keys() == given.keys() and all(torch.equal(found[key], given[key]) for key in given)
+    assert read_shapes(tmp_path) == {key: (tuple(tensor.shape), tensor.dtype) for key, tensor in given.items()}
+    (whole,) = write_sharded(tmp_path, stem, given, dtype=torch.float16)
+    assert [p.name for p in tmp_path.glob("*.safetensors*")] == [whole.name] == [f"{stem}.safetensors"]
+    assert read_part(tmp_path, stem)["conv_in.weight"].dtype == torch.float16
+
+
+def test_tensors_of_any_layout_are_written_piece_by_piece(tmp_path: Path) -> None:
+    base = torch.randn(1100, 1300)
+    given = {
+        "turned": base.t(), "cut": base[:, 7:1003], "every": base.flatten()[::3], "one": base[:1].expand(900, 1300),
+        "axes": base.view(11, 100, 1300).permute(2, 0, 1), "byte": torch.arange(7).to(torch.uint8), "odd": base > 0,
+        "fp8": base.to(torch.float8_e4m3fn), "complex": torch.randn(5, dtype=torch.complex64),
+    }  # fmt: skip
+    found = load_file(write_tensors(tmp_path / "a.safetensors", given))
+    assert all(
+        torch.equal(
+            found[key].double() if key == "fp8" else found[key], given[key].double() if key == "fp8" else given[key]
+        )
+        for key in given
+        if key != "complex"
+    )
+    assert torch.equal(read_tensors(tmp_path / "a.safetensors")["complex"], given["complex"])
+
+
+def test_what_was_written_into_mapped_tensors_survives_their_conversion(tmp_path: Path) -> None:
+    """Pages are given back only while they are the file's: a change to loaded weights is not among those."""
+    path = write_tensors(tmp_path / "a.safetensors", {"weight": torch.ones(3000, 2000), "bias": torch.ones(3000)})
+    given = read_tensors(path)
+    given["weight"][1500] = 7
+    for _ in range(2):
+        linear = fill(lambda: nn.Linear(2000, 3000), given, torch.bfloat16, path)
+        assert linear.weight.sum(dtype=torch.float64) == 2999 * 2000 + 7 * 2000
+        assert given["weight"].sum(dtype=torch.float64) == 2999 * 2000 + 7 * 2000
+    assert read_tensors(path)["weight"].sum(dtype=torch.float64) == 3000 * 2000
+
+
+@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="peaks are read from Linux's /proc")
+def test_loading_takes_no_more_memory_than_the_weights(tmp_path: Path) -> None:
+    """A network of 140 or 280 MB, from every format, in its own precision and another: within a tenth of its size."""
+    script, root = Path(__file__).with_name("loading_peaks.py"), Path(__file__).parent.parent
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(root)}
+    command = [sys.executable, str(script), str(tmp_path)]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    peaks = {case: peak / weights for case, (peak, weights) in json.loads(done.stdout).items()}
+    assert len(peaks) == 9 and all(0.9 < peak < 1.1 for peak in peaks.values()), peaks
+    for path in tmp_path.rglob("*.*"):
+        path.unlink()
 
 
 def test_a_network_takes_tensors_in_place() -> None:

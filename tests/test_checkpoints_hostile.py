@@ -267,7 +267,7 @@ PICKLES: dict[str, tuple[Make, str]] = {
     "posix behind torch": (program(lambda f: b"ctorch.serialization\nos.system\n."), "asks for torch.serialization.os"),
     "allocates": (program(lambda f: b"\x80\x02cbuiltins\nbytearray\nJ\xff\xff\xff\x7f\x85R."), "builtins.bytearray"),
     "bomb of lists": (program(lambda f: bomb(12)), "no tensors|Unsupported operand"),
-    "bomb of depth": (program(lambda f: b"\x80\x02" + b"]" * 20_000 + b"a" * 19_999 + b"."), "list and no table"),
+    "bomb of depth": (program(lambda f: b"\x80\x02" + b"]" * 4_000 + b"a" * 3_999 + b"."), "list and no table"),
     "no instructions": (program(lambda f: b""), "not an intact PyTorch file"),
     "cut instructions": (program(lambda f: b"\x80\x02}X\xff\xff\xff\x7f"), "not an intact PyTorch file"),
     "unknown instruction": (program(lambda f: b"\x80\x02\xff."), "not an intact PyTorch file"),
@@ -327,10 +327,10 @@ def test_a_hostile_file_is_refused(tmp_path: Path, make: Make, says: str) -> Non
     path = make(tmp_path)
     open_tensors(good(tmp_path))  # what is imported on first use is not the file's doing
     for read in (open_tensors, read_shapes):
-        before, start = Peak(), time.process_time()
+        before, start = Peak(), time.thread_time()
         with pytest.raises(InputError, match=says) as error:
             read(path)
-        assert time.process_time() - start < 0.2
+        assert time.thread_time() - start < 0.2
         assert before.grown() < 48 * 2**20
         message = str(error.value)
         assert str(tmp_path) in message and len(message.splitlines()) <= 2 and len(message) < 600 + len(str(path))
@@ -408,11 +408,11 @@ class Empty(nn.Module):
 )
 def test_a_hostile_configuration_is_refused(network: Any, settings: dict[str, Any], says: str) -> None:
     tensors = Tower(TowerConfig()).state_dict()
-    before, start = Peak(), time.process_time()
+    before, start = Peak(), time.thread_time()
     with pytest.raises(InputError, match=says) as error:
         config = configure(TowerConfig, settings, Path("unet/config.json"))
         fill(lambda: network(config), tensors, torch.float32, Path("unet"))
-    assert time.process_time() - start < 0.2 and before.grown() < 48 * 2**20
+    assert time.thread_time() - start < 0.2 and before.grown() < 48 * 2**20
     assert "unet" in str(error.value) and len(str(error.value).splitlines()) <= 2
     assert fill(lambda: Tower(TowerConfig()), tensors, torch.float32, Path("unet"))  # the bound is gone again
 
@@ -500,10 +500,10 @@ def test_what_frameworks_leave_behind_is_ignored(tmp_path: Path) -> None:
 
 def test_a_pickle_without_end_is_left(tmp_path: Path) -> None:
     path = program(lambda f: b"\x80\x02" + b"]0" * 10**7 + b"}.")(tmp_path)
-    start = time.process_time()
+    start = time.thread_time()
     with pytest.raises(InputError, match="more than 1000000 instructions"):
         open_tensors(path)
-    assert time.process_time() - start < 3
+    assert time.thread_time() - start < 3
 
 
 def test_a_mapped_pickle_is_not_read(tmp_path: Path) -> None:

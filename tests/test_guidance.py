@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from mezzotint.errors import InputError
-from mezzotint.guidance import Guidance, Projected, mixed, projected, rescaled
+from mezzotint.guidance import Guidance, Projected, mixed, projected, rescaled, skipped
 from mezzotint.process import Prediction, Process, prediction, schedules
 
 
@@ -76,6 +76,33 @@ def test_impossible_intervals_are_refused(interval: tuple[float, float]) -> None
 def test_impossible_rescale_is_refused() -> None:
     with pytest.raises(InputError, match="rescale"):
         Guidance(2.0, rescale=1.5)
+
+
+@pytest.mark.parametrize("steps", [1, 4, 20, 28, 40, 50, 101])
+@pytest.mark.parametrize(("start", "stop"), [(0.01, 0.2), (0.0, 0.15), (0.25, 0.5)])
+def test_skip_layer_guidance_acts_strictly_inside_its_share_of_the_steps(steps: int, start: float, stop: float) -> None:
+    guidance = Guidance(5.0, skip_scale=2.5, skip_interval=(start, stop))
+    acts = [i for i in range(steps) if guidance.skips(i, steps)]
+    assert acts == [i for i in range(steps) if i > steps * start and i < steps * stop]
+    assert not any(Guidance(5.0, skip_interval=(start, stop)).skips(i, steps) for i in range(steps))
+
+
+def test_skip_layer_guidance_of_28_steps_acts_from_the_second_to_the_sixth() -> None:
+    guidance = Guidance(5.0, skip_scale=2.5)
+    assert [i for i in range(28) if guidance.skips(i, 28)] == [1, 2, 3, 4, 5]
+    assert [i for i in range(20) if guidance.skips(i, 20)] == [1, 2, 3]  # 4 = 20 * 0.2 is outside
+
+
+def test_skip_layer_guidance_pushes_away_from_the_network_without_its_layers() -> None:
+    conditional, baseline, without = drawn(0), drawn(1), drawn(2)
+    guided = Guidance(4.5).combine(conditional, baseline)
+    expected = baseline + 4.5 * (conditional - baseline) + 2.5 * (conditional - without)
+    assert torch.allclose(skipped(guided, conditional, without, 2.5), expected, atol=1e-5)
+
+
+def test_impossible_skip_intervals_are_refused() -> None:
+    with pytest.raises(InputError, match="skip-layer guidance interval"):
+        Guidance(2.0, skip_scale=1.0, skip_interval=(0.4, 0.2))
 
 
 def test_projected_guidance_is_plain_guidance_when_nothing_is_projected() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import replace
 from itertools import pairwise
 
 import pytest
@@ -138,6 +139,30 @@ def test_times_outside_the_clock_are_refused(t: float) -> None:
             schedule.level(t)
 
 
+def test_rescaled_timesteps_change_what_the_network_is_told_and_nothing_else() -> None:
+    """Improved DDPM: T = 4000, the network is told t * 1000 / 4000 (Nichol 2021)."""
+    plain = schedules.cosine(4000)
+    ticked = replace(plain, tick=0.25)
+    for t in (0, 1, 2049, 3999):
+        assert ticked.level(t) == replace(plain.level(t), t=t / 4)
+    assert ticked.level(10.5).t == 2.625 and ticked.level(10.5).sigma == plain.level(10.5).sigma
+    t = torch.tensor([0, 7, 3999])
+    assert torch.equal(ticked.levels(t).t, t / 4) and torch.equal(ticked.levels(t).alpha, plain.levels(t).alpha)
+    assert (ticked.clock, plain.clock) == (1000.0, 4000.0)
+    with pytest.raises(InputError, match="tick"):
+        replace(plain, tick=0.0)
+
+
+def test_a_tick_is_written_only_where_it_is_not_one() -> None:
+    plain = Process(schedules.linear(), Prediction.EPSILON)
+    ticked = Process(replace(schedules.linear(), tick=0.25), Prediction.EPSILON)
+    assert set(plain.to_dict()["schedule"]) == {
+        "kind", "betas", "beta_start", "beta_end", "timesteps", "zero_terminal_snr",
+    }  # fmt: skip
+    assert ticked.to_dict()["schedule"]["tick"] == 0.25
+    assert Process.from_dict(json.loads(json.dumps(ticked.to_dict()))) == ticked != plain
+
+
 # Objectives.
 
 
@@ -173,6 +198,31 @@ def test_batched_levels_equal_single_ones() -> None:
             single = process.level(float(t[i]))
             assert float(batch.alpha[i]) == pytest.approx(single.alpha, rel=2e-7, abs=1e-9)
             assert float(batch.sigma[i]) == pytest.approx(single.sigma, rel=2e-7, abs=1e-9)
+
+
+def test_twice_the_channels_are_a_prediction_and_a_variance() -> None:
+    raw, x, level = drawn(2, 6, 4, 4), drawn(2, 3, 4, 4), Level(500.0, 0.8, 0.6)
+    first, variance = prediction.split(raw, 3)
+    assert variance is not None and torch.equal(torch.cat((first, variance), 1), raw)
+    assert prediction.split(first, 3) == (first, None)
+    parts = prediction.estimate(Prediction.EPSILON, first.bfloat16(), x, level, variance.bfloat16())
+    assert parts.variance is not None and parts.variance.dtype == torch.float64
+    for objective in Prediction:
+        told = prediction.estimate(objective, first, x, level, variance)
+        silent = prediction.estimate(objective, first, x, level)
+        assert torch.equal(told.clean, silent.clean) and torch.equal(told.noise, silent.noise)
+        assert told.variance is not None and torch.equal(told.variance, variance) and silent.variance is None
+
+
+def test_a_clipped_estimate_keeps_its_noise_or_still_adds_up_to_x() -> None:
+    raw, x, level = 3 * drawn(2, 3), 3 * drawn(2, 3).flip(0), Level(500.0, 0.8, 0.6)
+    parts = prediction.estimate(Prediction.EPSILON, raw, x, level, variance=raw)
+    kept = prediction.clipped(parts, 0.7, x, level, noise_follows=False)
+    follows = prediction.clipped(parts, 0.7, x, level, noise_follows=True)
+    assert torch.equal(kept.clean, parts.clean.clamp(-0.7, 0.7)) and torch.equal(kept.noise, parts.noise)
+    assert torch.equal(follows.clean, kept.clean) and float((kept.clean - parts.clean).abs().max()) > 1
+    assert torch.allclose(level.alpha * follows.clean + level.sigma * follows.noise, x, rtol=0, atol=1e-14)
+    assert kept.variance is follows.variance is parts.variance
 
 
 def test_half_precision_outputs_become_float32_estimates() -> None:

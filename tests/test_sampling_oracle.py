@@ -6,9 +6,22 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
-from sampling_oracle import Row, reference, rows, spaced, worst
+import torch
+from sampling_oracle import (
+    Row,
+    difference,
+    doubled_network,
+    network,
+    reference,
+    rows,
+    run_ours,
+    run_reference,
+    spaced,
+    tensors,
+    worst,
+)
 
-from mezzotint.process import Prediction
+from mezzotint.process import Prediction, Process, schedules
 from mezzotint.sampling import DDIM, DDPM, LCM, SAMPLERS, DPMpp2M, Euler, Heun, Sampler, Spacing, UniPC
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")  # numpy 2 and the reference
@@ -100,6 +113,58 @@ def test_ddpm_large_variance() -> None:
     assert worst(row, DDPM(variance="large"), (4, 20), variance_type="fixed_large") <= 5e-6
 
 
+@pytest.mark.parametrize("clip", [None, 0.8])
+@pytest.mark.parametrize(
+    "rule", ["leading", "linspace"]
+)  # trailing ends above timestep 0, where the reference adds noise
+@pytest.mark.parametrize("schedule", ["linear", "cosine"])
+def test_learned_variance_equals_the_reference(schedule: str, rule: str, clip: float | None) -> None:
+    row, sampler = Row("ddpm", schedule, EPS), DDPM(spacing=Spacing(rule))
+    noise, clean = tensors()
+    limits = {"clip_sample": clip is not None, "clip_sample_range": clip or 1.0}
+    for steps in (7, 20, 100):
+        for start in (0, steps // 2):
+            scheduler = reference(row, variance_type="learned_range", timestep_spacing=rule, **limits)
+            theirs = run_reference(scheduler, noise, clean, steps, start, exact=True, net=doubled_network)
+            ours = run_ours(sampler, row.process, noise, clean, steps, start, net=doubled_network, clip=clip)
+            fixed = run_ours(sampler, row.process, noise, clean, steps, start, clip=clip)
+            assert difference(ours, theirs) <= 5e-6
+            assert difference(fixed, theirs) > 2e-5
+
+
+@pytest.mark.parametrize("name", [name for name in SAMPLERS if name not in ("ddpm", "flow_euler")])
+def test_other_samplers_leave_a_learned_variance_alone(name: str) -> None:
+    process, (noise, clean) = Row(name, "linear", EPS).process, tensors()
+    told, silent = (run_ours(SAMPLERS[name], process, noise, clean, 7, 0, net=n) for n in (doubled_network, network))
+    assert torch.equal(told, silent)
+
+
+@pytest.mark.parametrize("name", [name for name in SAMPLERS if name not in ("lcm", "flow_euler")])
+def test_rescaled_timesteps_reach_the_network_and_nothing_else(name: str) -> None:
+    """Improved DDPM's clock: a network that is told t * 1000 / T and one that divides for itself draw one image."""
+    plain = Process(schedules.cosine(4000), EPS)
+    ticked = Process(replace(schedules.cosine(4000), tick=0.25), EPS)
+    noise, clean = tensors()
+    for steps, start in ((7, 0), (20, 10)):
+        told = run_ours(SAMPLERS[name], ticked, noise, clean, steps, start)
+        counts = run_ours(SAMPLERS[name], plain, noise, clean, steps, start, net=lambda x, t: network(x, 0.25 * t))
+        assert torch.equal(told, counts)
+
+
+@pytest.mark.parametrize("total", [1000, 4000])
+def test_improved_diffusion_s_own_respacing_is_ddpm_on_linspace(total: int) -> None:
+    """Its "250": strides of (T - 1) / (n - 1) added up and rounded, every one stepping to the next."""
+    process = Process(schedules.cosine(total), EPS)
+    for steps in (1, 2, 7, 25, 50, 100, 250, 500):
+        stride, at, wanted = (total - 1) / (steps - 1) if steps > 1 else 1.0, 0.0, []
+        for _ in range(steps):
+            wanted.append(float(round(at)))
+            at += stride
+        walk = DDPM(spacing=Spacing("linspace")).path(process, steps).steps
+        assert [step.now.t for step in walk] == wanted[::-1]
+        assert [step.next for step in walk[:-1]] == [step.now for step in walk[1:]]
+
+
 @pytest.mark.parametrize("original", [10, 50, 100])
 def test_lcm_chooses_among_the_distilled_steps(original: int) -> None:
     row = Row("lcm", "scaled_linear", EPS)
@@ -164,8 +229,6 @@ def test_trap_heun_evaluates_2n_minus_1_times() -> None:
 
 
 def test_trap_static_shift_is_doubled_at_the_low_end() -> None:
-    from mezzotint.process import Process, schedules
-
     def last(schedule: schedules.RectifiedFlow) -> float:
         return SAMPLERS["flow_euler"].path(Process(schedule, Prediction.FLOW), 4).steps[-1].now.sigma
 
@@ -185,8 +248,6 @@ def test_trap_flow_times_are_cut_by_multistep_solvers_and_kept_by_euler() -> Non
 def test_trap_flux2_levels(tokens: int, steps: int) -> None:
     import diffusers
     import numpy as np
-
-    from mezzotint.process import Process, schedules
 
     scheduler = diffusers.FlowMatchEulerDiscreteScheduler(shift=3.0, use_dynamic_shifting=True)
     scheduler.set_timesteps(sigmas=np.linspace(1.0, 1 / steps, steps), mu=schedules.flux2_mu(tokens, steps))

@@ -206,7 +206,7 @@ class Flux2(nn.Module):
         tokens = needed(conditioning, "tokens")  # (B, M, D_t)
         sizes = tuple((picture.shape[-2], picture.shape[-1]) for picture in pictures)
         config = self.config
-        table = position_table(tokens.shape[1], sizes, config.axes_dims_rope, config.rope_theta).to(x.device)
+        table = position_table(tokens.shape[1], sizes, config.axes_dims_rope, config.rope_theta, x.device)
         embedding = F.silu(self.time_guidance_embed(t, conditioning, x.dtype))  # (B, D)
 
         image, text = self.x_embedder(image), self.context_embedder(tokens)  # (B, N, D), (B, M, D)
@@ -232,19 +232,19 @@ def refuse_unread(conditioning: Conditioning) -> None:
 
 
 @lru_cache(maxsize=16)
-def position_table(text: int, pictures: tuple[tuple[int, int], ...], axes: tuple[int, ...], theta: float) -> Tensor:
+def position_table(
+    text: int, pictures: tuple[tuple[int, int], ...], axes: tuple[int, ...], theta: float, device: torch.device
+) -> Tensor:
     """The rotary table of a sequence: `text` tokens, then the pictures' rows; (2, M + N, head_dim / 2).
 
     Positions have four axes (picture, row, column, word): word i is at (0, 0, 0, i), the pixel (y, x) of the new
     picture at (0, y, x, 0) and of reference k = 1, 2, ... at (10 k, y, x, 0).
     """
     # the table outlives the call: made under inference mode it could not be used in training later
-    with torch.inference_mode(False), torch.device("cpu"):
-        words = torch.arange(text)[:, None] * torch.tensor([0, 0, 0, 1])  # (M, 4)
+    with torch.inference_mode(False), torch.device("cpu"):  # float64 is not to be had on every device
+        words, zero = torch.arange(text)[:, None] * torch.tensor([0, 0, 0, 1]), torch.tensor([0])  # (M, 4), (1,)
         grids = [
-            torch.cartesian_prod(
-                torch.tensor([APART * k]), torch.arange(rows), torch.arange(columns), torch.tensor([0])
-            )
+            torch.cartesian_prod(zero + APART * k, torch.arange(rows), torch.arange(columns), zero)
             for k, (rows, columns) in enumerate(pictures)
-        ]
-        return rotary_table(torch.cat([words, *grids]), axes, theta)
+        ]  # (h_k w_k, 4) each
+        return rotary_table(torch.cat([words, *grids]), axes, theta).to(device)

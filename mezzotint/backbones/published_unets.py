@@ -53,8 +53,9 @@ def _iddpm(
         block_out_channels=tuple(width * multiple for multiple in multiples),
         **_levels(attending, "DownBlock2D", "UpBlock2D"),
         layers_per_block=layers,
+        attention_head_dim=None,
         num_attention_heads=heads,
-        attn_norm_num_groups=32,
+        attn_norm_num_groups=32 if scale_shift else None,  # None: as the other norms; but with scale-shift, none
         resnet_time_scale_shift="scale_shift" if scale_shift else "default",
     )
 
@@ -75,7 +76,9 @@ def iddpm_lsun256() -> UNetConfig:
     return _iddpm(256, 128, (1, 1, 2, 2, 4, 4), "----+-", 2, 1, False)
 
 
-def _adm(size: int, widths: tuple[int, ...], attending: str, layers: int, classes: int | None) -> UNetConfig:
+def _adm(
+    size: int, widths: tuple[int, ...], attending: str, layers: int, classes: int | None, heads: int | None = None
+) -> UNetConfig:
     return UNetConfig(
         sample_size=size,
         out_channels=6,
@@ -84,7 +87,8 @@ def _adm(size: int, widths: tuple[int, ...], attending: str, layers: int, classe
         layers_per_block=layers,
         downsample_type="resnet",
         upsample_type="resnet",
-        attention_head_dim=64,
+        attention_head_dim=64 if heads is None else None,
+        num_attention_heads=heads,
         attn_norm_num_groups=32,
         resnet_time_scale_shift="scale_shift",
         num_class_embeds=classes,
@@ -98,7 +102,7 @@ def adm_64(classes: int | None = IMAGENET_CLASSES) -> UNetConfig:
 
 def adm_128(classes: int | None = IMAGENET_CLASSES) -> UNetConfig:
     """ADM on ImageNet, 128x128: 422 M; four heads at every level."""
-    return replace(_adm(128, (256, 256, 512, 768, 1024), "--+++", 2, classes), num_attention_heads=4)
+    return _adm(128, (256, 256, 512, 768, 1024), "--+++", 2, classes, heads=4)
 
 
 def adm_256(classes: int | None = IMAGENET_CLASSES) -> UNetConfig:
@@ -133,8 +137,8 @@ def ldm4_cin256() -> ClassTokensConfig:
 
 def ldm8_churches() -> UNetConfig:
     """LDM-8 on LSUN churches: 295 M; eight heads at every level."""
-    config = _adm(32, (192, 384, 384, 768, 768), "++++-", 2, None)
-    return replace(config, in_channels=4, out_channels=4, num_attention_heads=8)
+    config = _adm(32, (192, 384, 384, 768, 768), "++++-", 2, None, heads=8)
+    return replace(config, in_channels=4, out_channels=4)
 
 
 def ldm8_text2img() -> ConditionalUNetConfig:

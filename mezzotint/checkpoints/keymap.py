@@ -1,12 +1,12 @@
 """Invertible tables between two layouts of the same weights: the original single file's and the diffusers folder's.
 
-A layout is a list of entries, one per module (its weight and bias follow) or per bare parameter. `renamed` goes from the
-original to the folder, `restored` back; the two are inverse to the bit.
+A layout is a list of entries, one per module (its weight and bias follow) or per bare parameter. `renamed` goes from
+the original to the folder, `restored` back; the two are inverse to the bit.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -41,18 +41,22 @@ class Same:
 
 @dataclass(frozen=True, slots=True)
 class Fused:
-    """Several projections stored as one, stacked along the rows: equal parts, or rows in proportion to `parts`."""
+    """Several projections stored as one, stacked along the rows: equal parts, or rows in proportion to `parts`.
+
+    With `axes` the weight is stored as a convolution of kernel 1 over so many axes.
+    """
 
     parts: tuple[int, ...]
+    axes: int = 0
 
     def split(self, tensor: Tensor) -> tuple[Tensor, ...]:
         unit, rest = divmod(tensor.shape[0], sum(self.parts))
         if rest:
             raise InputError(f"{tensor.shape[0]} rows do not fall into parts of {self.parts}")
-        return tensor.split([unit * part for part in self.parts])
+        return _matrix(tensor, self.axes).split([unit * part for part in self.parts])
 
     def join(self, tensors: tuple[Tensor, ...]) -> Tensor:
-        return torch.cat(tensors)
+        return _kernel(torch.cat(tensors), self.axes)
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,11 +78,10 @@ class Pointwise:
     axes: int
 
     def split(self, tensor: Tensor) -> tuple[Tensor, ...]:
-        return (tensor.flatten(1) if tensor.ndim == 2 + self.axes else tensor,)
+        return (_matrix(tensor, self.axes),)
 
     def join(self, tensors: tuple[Tensor, ...]) -> Tensor:
-        tensor = tensors[0]
-        return tensor[(...,) + (None,) * self.axes] if tensor.ndim == 2 else tensor
+        return _kernel(tensors[0], self.axes)
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,20 +99,21 @@ class Transposed:
 class HeadFused:
     """q, k and v fused head by head, as in guidance and improved diffusion: rows are (heads, 3, width of a head).
 
-    Stored as a convolution of kernel 1 over one axis where the weight has three axes.
+    With `axes` the weight is stored as a convolution of kernel 1 over so many axes; those two have one.
     """
 
     heads: int
+    axes: int = 1
 
     def split(self, tensor: Tensor) -> tuple[Tensor, ...]:
-        rows = tensor.flatten(1) if tensor.ndim > 1 else tensor
-        by_head = rows.unflatten(0, (self.heads, 3, -1))
+        if tensor.shape[0] % (3 * self.heads):
+            raise InputError(f"{tensor.shape[0]} rows do not fall into q, k and v of {self.heads} heads")
+        by_head = _matrix(tensor, self.axes).unflatten(0, (self.heads, 3, -1))
         return tuple(part.flatten(0, 1) for part in by_head.unbind(1))
 
     def join(self, tensors: tuple[Tensor, ...]) -> Tensor:
         by_head = torch.stack([tensor.unflatten(0, (self.heads, -1)) for tensor in tensors], dim=1)
-        rows = by_head.flatten(0, 2)
-        return rows[..., None] if rows.ndim == 2 else rows
+        return _kernel(by_head.flatten(0, 2), self.axes)
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,9 +126,41 @@ class Copied:
         return (tensor,) * self.times
 
     def join(self, tensors: tuple[Tensor, ...]) -> Tensor:
-        if not all(torch.equal(tensors[0], other) for other in tensors[1:]):
+        if not all(tensors[0] is other or other.is_meta or torch.equal(tensors[0], other) for other in tensors[1:]):
             raise InputError("copies of one tensor differ, so the original layout, which has one, cannot hold them")
         return tensors[0]
+
+
+@dataclass(frozen=True, slots=True)
+class Computed:
+    """A tensor that the original stores and the folder's network computes: going back, it is computed.
+
+    A stored one must equal the computed one within `tolerance` and the rounding of its own number format.
+    """
+
+    compute: Callable[[], Tensor]  # float32
+    tolerance: float = 1e-6
+
+    def split(self, tensor: Tensor) -> tuple[Tensor, ...]:
+        if not tensor.is_meta:
+            found, expected = tensor.float(), self.compute().to(tensor)
+            allowed = self.tolerance + torch.finfo(tensor.dtype).eps
+            if found.shape != expected.shape or (found - expected.float()).abs().max() > allowed:
+                raise InputError("a stored table is not the one that this network computes, so it cannot be left out")
+        return ()
+
+    def join(self, tensors: tuple[Tensor, ...]) -> Tensor:
+        return self.compute()
+
+
+def _matrix(tensor: Tensor, axes: int) -> Tensor:
+    """A convolution of kernel 1 over `axes` axes as a matrix; matrices and vectors (biases) stay."""
+    return tensor.flatten(1) if tensor.ndim == 2 + axes else tensor
+
+
+def _kernel(tensor: Tensor, axes: int) -> Tensor:
+    """A matrix as a convolution of kernel 1 over `axes` axes; vectors (biases) stay."""
+    return tensor[(...,) + (None,) * axes] if tensor.ndim == 2 else tensor
 
 
 SAME = Same()
@@ -147,6 +183,11 @@ def entry(theirs: str, *ours: str, change: Change = SAME) -> Entry:
     return Entry(theirs, ours, change)
 
 
+def nested(theirs: str, ours: str, table: Mapping[str, str], change: Change = SAME) -> list[Entry]:
+    """The rows of a small table, original name to folder's name, for the module `theirs` that is `ours` there."""
+    return [Entry(f"{theirs}.{a}", (f"{ours}.{b}",), change) for a, b in table.items()]
+
+
 def renamed(tensors: Mapping[str, Tensor], entries: Iterable[Entry]) -> dict[str, Tensor]:
     """Tensors of the original layout under the folder's names; what no entry speaks of keeps its own name."""
     table = {row.theirs: row for row in entries}
@@ -166,7 +207,8 @@ def restored(tensors: Mapping[str, Tensor], entries: Iterable[Entry]) -> dict[st
 
     InputError where some parts of a fused tensor are missing, or a tensor has no place in the original layout.
     """
-    table = {row.ours[0]: row for row in entries}
+    entries = list(entries)
+    table = {row.ours[0]: row for row in entries if row.ours}
     others = {ours for row in table.values() for ours in row.ours[1:]}
     found: dict[str, Tensor] = {}
     for name, tensor in tensors.items():
@@ -180,6 +222,11 @@ def restored(tensors: Mapping[str, Tensor], entries: Iterable[Entry]) -> dict[st
         if missing:
             raise InputError(f"{row.theirs}{leaf} is made of {len(names)} tensors, and {missing[0]} is missing")
         found[f"{row.theirs}{leaf}"] = row.change.join((tensor, *(tensors[other] for other in names[1:])))
+    dtypes = {tensor.dtype for tensor in found.values() if tensor.is_floating_point()}
+    for row in entries:
+        if not row.ours:  # the folder has nothing for it; it is written in the number format of its neighbours
+            computed = row.change.join(())
+            found[row.theirs] = computed.to(next(iter(dtypes))) if len(dtypes) == 1 else computed
     return found
 
 

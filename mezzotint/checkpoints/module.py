@@ -119,15 +119,20 @@ def _placed(what: str, tensor: Tensor, dtype: torch.dtype, device: torch.device,
         _refuse_not_finite(what, tensor, tensor)
         return tensor
     result = torch.empty_like(tensor, dtype=dtype, device=device)
-    if tensor.is_contiguous() and tensor.numel():
-        pairs = zip(tensor.view(-1).split(PIECE), result.view(-1).split(PIECE), strict=True)
-    else:
-        pairs = iter([(tensor, result)])
-    for source, target in pairs:
+    for source, target in zip(_in_order(tensor), _in_order(result), strict=True):
         target.copy_(source)
         _refuse_not_finite(what, target, source)
         pages.release(source)
     return result
+
+
+def _in_order(tensor: Tensor) -> tuple[Tensor, ...]:
+    """Views of a tensor, a few megabytes each, in the order of their memory where that has no gaps."""
+    axes = sorted(range(tensor.ndim), key=lambda axis: -tensor.stride(axis))
+    tensor = tensor.permute(axes)
+    if tensor.is_contiguous():
+        return tensor.view(-1).split(PIECE)
+    return tensor.split(max(1, PIECE * len(tensor) // tensor.numel()))
 
 
 def _refuse_not_finite(what: str, numbers: Tensor, source: Tensor) -> None:
@@ -141,10 +146,13 @@ def _refuse_not_finite(what: str, numbers: Tensor, source: Tensor) -> None:
 
 
 def _finite(numbers: Tensor) -> bool:
-    if not numbers.is_floating_point() or not numbers.numel():
+    if not numbers.is_floating_point():
         return True
-    low, high = torch.aminmax(numbers.float() if numbers.itemsize == 1 else numbers)  # NaN wins over every number
-    return math.isfinite(low.item()) and math.isfinite(high.item())
+    for piece in _in_order(numbers) if numbers.numel() else ():
+        bounds = torch.aminmax(piece.float() if piece.itemsize == 1 else piece)  # NaN wins over every number
+        if not all(math.isfinite(bound.item()) for bound in bounds):
+            return False
+    return True
 
 
 def _misshapen(expected: Mapping[str, Tensor], tensors: Mapping[str, Tensor]) -> list[str]:

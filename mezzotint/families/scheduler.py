@@ -169,7 +169,9 @@ def _flow(keys: Scheduler, kind: str, family: RectifiedFlow | None, data: Mappin
         )
     told = replace(told, clock=float(keys.num_train_timesteps))
     if not keys.use_dynamic_shifting:
-        return Process(replace(told, mu="none", shift=keys.shift if kind == FLOW else keys.flow_shift), Prediction.FLOW)
+        return Process(
+            replace(told, mu="none", shift=float(keys.shift if kind == FLOW else keys.flow_shift)), Prediction.FLOW
+        )
     bent = [key for key, value in LINE.items() if data.get(key, value) != value]
     if told.mu == "linear" and bent:
         raise InputError(f"'{bent[0]}' = {data[bent[0]]!r} is not supported: only {LINE[bent[0]]!r}")
