@@ -162,7 +162,7 @@ class Contract(_Facts):
     inpaint: int | None = None  # k: the backbone also reads k*k mask maps and the masked latents
     mask_cells: Literal["any", "corner"] = "any"  # a mask cell is set by any pixel in it, or by its first one
     picture: tuple[str, ...] = ()  # numbers about the picture that the network is told, by name and in order
-    references: tuple[int, int] | None = None  # most pixels of one picture to look at, and of each of several
+    references: int | None = None  # most pixels of a picture to look at; None: the network cannot
     guidance: GuidanceFacts = GuidanceFacts()
     sampling: SamplingFacts
     dtypes: DtypeFacts = DtypeFacts()

@@ -135,9 +135,8 @@ def sights(
             maps = inpaint_concat(model.codec, pixels, mask, k, model.contract.mask_cells)
             seen["concat"] = spread(maps, counts).to(model.dtype)  # (B, k * k + C, h, w)
         if settings.references:
-            pictures = [[r.references[i] for r in requests] for i in range(len(settings.references))]
-            sized = zip(pictures, settings.references, strict=True)
-            rows = [torch.cat([images.to_tensor(p, *size) for p in column]) for column, size in sized]
+            pictures = [[looked_at(model, r.references[i]) for r in requests] for i in range(len(settings.references))]
+            rows = [torch.cat([images.to_tensor(p, *p.size) for p in column]) for column in pictures]
             seen["references"] = tuple(
                 spread(model.codec.encode(row.to(model.device)), counts).to(model.dtype) for row in rows
             )
@@ -229,7 +228,7 @@ def settle(model: Model, request: Request) -> Settings:
         masked=masked,
         adapters=(tuple(request.lora), tuple(request.embedding)),
         controls=tuple((str(path), scale) for path, _, scale in request.control),
-        references=tuple(seen_size(model, picture, len(request.references)) for picture in request.references),
+        references=tuple(looked_at(model, picture).size for picture in request.references),
         skip=skippable(model, request.skip_layers),
     )
 
@@ -241,15 +240,12 @@ def entry(model: Model, steps: int, strength: float) -> int:
     return steps - max(1, int(steps * strength))
 
 
-def seen_size(model: Model, picture: Image, several: int) -> tuple[int, int]:
-    """Width and height at which a picture is looked at: its own, within the model's bounds, in whole latent units."""
-    most = model.contract.references
-    if most is None:
+def looked_at(model: Model, picture: Image) -> Image:
+    """A picture as the network sees it: within the model's bound, its centre cut to whole latent units."""
+    bound = model.contract.references
+    if bound is None:
         raise InputError("this model cannot look at pictures: leave the references out")
-    bound, unit = most[several > 1], model.codec.factor
-    width, height = picture.size
-    shrink = min(1.0, (bound / (width * height)) ** 0.5)
-    return tuple(max(unit, int(side * shrink) // unit * unit) for side in (width, height))  # pyright: ignore
+    return images.bounded(picture, bound, model.codec.factor)
 
 
 def skippable(model: Model, layers: tuple[int, ...]) -> tuple[int, ...]:

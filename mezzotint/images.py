@@ -78,6 +78,28 @@ def mask_to_tensor(mask: Image, width: int, height: int) -> Tensor:
     return torch.from_numpy((np.array(mask) >= 128).astype(np.float32))[None, None]
 
 
+def bounded(image: Image, most: int, unit: int) -> Image:
+    """A picture of at most `most` pixels, shrunk where it has more, its centre cut to whole multiples of `unit`.
+
+    InputError where it is smaller than 4 units or longer than 8 times its width.
+    """
+    from PIL import Image as pil
+
+    width, height = image.size
+    if min(width, height) < 4 * unit or max(width, height) > 8 * min(width, height):
+        raise InputError(
+            f"a picture to look at must have sides of at least {4 * unit} pixels and at most 8 to 1: "
+            f"this one is {width}x{height}"
+        )
+    if width * height > most:
+        shrink = (most / (width * height)) ** 0.5
+        width, height = int(width * shrink), int(height * shrink)
+        image = image.resize((width, height), pil.Resampling.LANCZOS)
+    across, down = width // unit * unit, height // unit * unit
+    left, top = (width - across) // 2, (height - down) // 2
+    return image.crop((left, top, left + across, top + down))
+
+
 def to_images(pixels: Tensor) -> list[Image]:
     """A list of PIL images ("L" or "RGB") from (B, 1|3, H, W) in [-1, 1]; values outside are clipped."""
     from PIL import Image as pil

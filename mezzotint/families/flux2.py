@@ -23,7 +23,7 @@ from mezzotint.process import Prediction, Process, schedules
 
 TRAINED = Process(schedules.flux2(), Prediction.FLOW)
 PREFIX = "model.diffusion_model."
-MOST = (2024**2, 1024**2)  # pixels of a picture to look at, alone and among several
+MOST = 1024**2  # pixels of a picture to look at
 
 
 def told(materials: Materials) -> bool:
