@@ -95,7 +95,7 @@ def test_gradients_equal_reference() -> None:
     # the reference takes its root mean square in float32, which alone is 1e-7
     reference(theirs, x, told).square().mean().backward()
     ours(x, TIME, told).square().mean().backward()
-    assert gradient_error(ours, theirs) < 1e-5
+    assert gradient_error(ours, theirs) < 2e-6
 
 
 @pytest.mark.parametrize("skip", [(1,), (0, 2), (3,)])
