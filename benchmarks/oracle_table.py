@@ -68,6 +68,41 @@ puts the reference's first level in place of ours. Everything else that looks od
 named function each in `mezzotint/sampling/spacing.py`, one `test_trap_...` each in the tests.
 """
 
+MODELS = """
+## Fitting a model
+
+A model's contract may say where steps fall, where DDIM ends, how much noise DDPM draws and how far clean estimates
+may reach (`SamplingFacts`); `sampling.fitted` and `sampling.bounded` apply it. Published scheduler files say the same
+things under their own names. `tests/test_scheduler_files.py` makes every sampler above from the same eight files as
+the reference does, at 7 and 20 steps, from noise and from the middle; the largest difference is 4.5e-6.
+
+- A file's keys speak to every sampler whose counterpart in the reference has them. Spacing that a file leaves out is
+  the sampler's own: `leading` for DDPM and DDIM, `linspace` for the others; LCM always keeps the timesteps it was
+  distilled on. Everything else that a file leaves out is the default of the scheduler it names: so a DDPM or DDIM
+  file that says nothing of clipping clips to 1, where the reference's own defaults are read anew for each sampler.
+- `steps_offset` moves `leading` timesteps alone. `set_alpha_to_one` is DDIM's alone. Karras' levels, the SDE form and
+  solver orders belong to a sampler's name and not to the file.
+- Clipping: DDPM and Heun let the noise follow from the clipped clean, DDIM and LCM keep the noise as predicted,
+  Euler, DPM-Solver++ and UniPC do not clip. Dynamic thresholding is refused.
+- A network with twice the channels gives DDPM its variance (Nichol 2021, eq. 15), equal to the reference's
+  `learned_range` to 8.4e-7; other samplers leave it alone. Guidance mixes the predictions only, and the variance is
+  the conditional branch's.
+- DDPM ends without noise. The reference adds some after its last step when that step's timestep is not 0: next to
+  none with the small variance, a visible amount with the large and the learned one under `trailing` spacing or an
+  offset.
+
+Improved DDPM and ADM name their own respacings. "250" adds up strides of (T - 1) / (n - 1) and rounds, and each step
+goes to the next one listed: that is `ddpm` on `linspace`, exact for 25, 50, 100 and 250 steps of 1000 and of 4000,
+and elsewhere to the one timestep by which a sum may miss a half (21 steps is the first). "ddim250" takes multiples of
+a whole stride s from 0, the smallest s that lists exactly n: `ddim` on `leading`, except where T / n is not whole.
+There ours and the reference's stride is T // n (142 at 7 steps of 1000, theirs 143), and where no stride lists n they
+refuse. DDIM on any other rule steps to t - T // n, which neither of them does. Where such a network was told t * 1000
+/ T (`rescale_timesteps`), `Discrete(tick=1000 / T)` says so.
+
+Skip-layer guidance (SD 3.5) adds skip_scale (conditional - conditional without some layers) to the guided raw output,
+at step indices i with n start < i < n stop: 1 to 5 of 28 steps at the usual 0.01 and 0.2.
+"""
+
 
 def table(found: list[Row], exact: bool | None, mark: bool) -> list[str]:
     """A line per sampler, a column per schedule, the worst objective in each cell."""
@@ -91,7 +126,7 @@ def main() -> None:
     print("\n".join(table(found, None, mark=True)))
     print(NOTES)
     print("\n".join(table([row for row in found if row.doubled], False, mark=False)))
-    print(FAULTS, end="")
+    print(FAULTS + MODELS, end="")
 
 
 if __name__ == "__main__":

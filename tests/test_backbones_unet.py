@@ -358,7 +358,9 @@ def test_clock_of_another_width_than_the_finest_level() -> None:
 def test_fields_of_our_own_change_no_digest() -> None:
     config = UNetConfig.from_config(SMALL)
     assert not {"num_attention_heads", "clock_channels"} & settings_of(config).keys()
-    assert settings_of(replace(config, num_attention_heads=4))["num_attention_heads"] == 4
+    fixed = replace(config, num_attention_heads=4)
+    assert settings_of(fixed)["num_attention_heads"] == 4
+    assert UNetConfig.from_config(write_config(fixed, "UNet2DModel")) == fixed
 
 
 def test_classes_as_tokens() -> None:
@@ -423,8 +425,9 @@ def test_what_cannot_be_built_with_text_is_named(key: str, value: object) -> Non
 
 @pytest.mark.parametrize("name", ["ddpm", "adm"])
 def test_written_config_builds_the_same_reference(name: str) -> None:
-    _, ours = pair({**SMALL, **UNCONDITIONAL[name]})
+    theirs, ours = pair({**SMALL, **UNCONDITIONAL[name]})
     written = json.loads(json.dumps(write_config(ours.config, "UNet2DModel")))
+    assert written.keys() <= {"_class_name", *theirs.config}
     again = diffusers.UNet2DModel.from_config(written)
     again.load_state_dict(ours.state_dict(), strict=True)
     assert UNetConfig.from_config(written) == ours.config

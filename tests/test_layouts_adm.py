@@ -110,6 +110,9 @@ def test_file_of_another_layout_is_refused() -> None:
     with pytest.raises(InputError, match="input blocks"):
         adm_config({"conv_in.weight": (32, 3, 3, 3)})
     shapes = shapes_of(there_and_back(on_meta(lambda: UNet(TINY)), adm(TINY)))
+    torn = {name: shape for name, shape in shapes.items() if not name.startswith("input_blocks.3.")}
+    with pytest.raises(InputError, match="gaps"):
+        adm_config(torn, heads=1)
     cut = {name: shape for name, shape in shapes.items() if not name.startswith("input_blocks.5.")}
     with pytest.raises(InputError, match="5 input blocks do not fall into levels"):
         adm_config(cut, heads=1)

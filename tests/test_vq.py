@@ -69,8 +69,11 @@ def test_codes_are_the_nearest_of_all() -> None:
     z = torch.randn(2, 3, 64, 48, generator=torch.Generator().manual_seed(1))
     codes = codebook.embedding.weight.detach()
     away = (z.double().permute(0, 2, 3, 1)[..., None, :] - codes.double()).square().sum(-1)  # (B, h, w, codes)
+    expected = codes[away.argmin(-1)].permute(0, 3, 1, 2)
     with torch.no_grad():
-        assert torch.equal(codebook(z), codes[away.argmin(-1)].permute(0, 3, 1, 2))
+        assert torch.equal(codebook(z), expected)
+        half = codebook.bfloat16()(z.bfloat16())
+        assert half.dtype == torch.bfloat16 and (half == expected.bfloat16()).all(1).float().mean() > 0.95
 
 
 def test_as_a_codec_of_scaled_latents() -> None:

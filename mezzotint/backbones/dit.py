@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import cast
 
@@ -15,7 +15,7 @@ from mezzotint.backbones.unet import needed
 from mezzotint.conditioning import Conditioning
 from mezzotint.errors import InputError
 from mezzotint.layers.attention import Attention
-from mezzotint.layers.config import one_of, read_config
+from mezzotint.layers.config import OURS, one_of, read_config
 from mezzotint.layers.embedding import TimestepEmbedding, sinusoid
 from mezzotint.layers.transformer import FeedForward, GeluLinear
 
@@ -59,7 +59,7 @@ class DiTConfig:
     upcast_attention: bool = False
     norm_elementwise_affine: bool = False
     norm_eps: float = 1e-5
-    freq_shift: float = 1
+    freq_shift: float = field(default=1, metadata=OURS)
 
     @classmethod
     def from_config(cls, data: Mapping[str, object]) -> DiTConfig:

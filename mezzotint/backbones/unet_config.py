@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from mezzotint.backbones.unet_plan import Plan, attention_of, heads_of, per_level
 from mezzotint.errors import InputError
-from mezzotint.layers.config import divides, one_of, read_config
+from mezzotint.layers.config import OURS, divides, one_of, read_config
 from mezzotint.layers.stages import Attend, Common, Stage
 
 ACTIVATIONS = ("silu", "swish")
@@ -45,8 +45,10 @@ class UNetConfig:
     add_attention: bool = True
     class_embed_type: str | None = None
     num_class_embeds: int | None = None
-    num_attention_heads: int | None = None  # as many heads at every level, whatever attention_head_dim says
-    clock_channels: int | None = None  # width of the clock's sinusoid; None: that of the first level
+    # as many heads at every level, whatever attention_head_dim says
+    num_attention_heads: int | None = field(default=None, metadata=OURS)
+    # width of the clock's sinusoid; None: that of the first level
+    clock_channels: int | None = field(default=None, metadata=OURS)
 
     @classmethod
     def from_config(cls, data: Mapping[str, object]) -> UNetConfig:

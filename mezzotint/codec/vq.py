@@ -58,8 +58,8 @@ class Codebook(nn.Module):
 
     def forward(self, z: Tensor) -> Tensor:
         codes = self.embedding.weight
-        vectors = z.movedim(1, -1).reshape(-1, z.shape[1])  # (B h w, C)
-        nearest = torch.cat([torch.cdist(rows, codes).argmin(1) for rows in vectors.split(ROWS)])
+        vectors = z.movedim(1, -1).reshape(-1, z.shape[1]).float()  # (B h w, C); in half precision another code may win
+        nearest = torch.cat([torch.cdist(rows, codes.float()).argmin(1) for rows in vectors.split(ROWS)])
         found = F.embedding(nearest, codes).unflatten(0, (len(z), *z.shape[2:]))  # (B, h, w, C)
         return found.movedim(-1, 1)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from types import UnionType
 from typing import TYPE_CHECKING, Any, TypeVar, cast, get_args, get_origin, get_type_hints
 
@@ -14,6 +14,8 @@ if TYPE_CHECKING:
     from _typeshed import DataclassInstance
 
     Config = TypeVar("Config", bound=DataclassInstance)
+
+OURS = {"ours": True}  # metadata of a field that the published class does not have
 
 
 def read_config(kind: type[Config], data: Mapping[str, object], fixed: Mapping[str, object]) -> Config:
@@ -43,8 +45,13 @@ def read_config(kind: type[Config], data: Mapping[str, object], fixed: Mapping[s
 
 
 def write_config(config: DataclassInstance, class_name: str) -> dict[str, object]:
-    """The config.json of a network: the dataclass as plain data with the published class name in front."""
-    return {"_class_name": class_name, **{key: _listed(value) for key, value in asdict(config).items()}}
+    """The config.json of a network: the dataclass as plain data with the published class name in front.
+
+    A field marked OURS is written only where it says something, so that the published class knows all that is in it.
+    """
+    silent = {f.name for f in fields(config) if "ours" in f.metadata and getattr(config, f.name) == f.default}
+    options = {key: _listed(value) for key, value in asdict(config).items() if key not in silent}
+    return {"_class_name": class_name, **options}
 
 
 def one_of(name: str, value: object, allowed: Sequence[object]) -> None:

@@ -90,12 +90,9 @@ def adm_config(shapes: Shapes, *, heads: int | None = None, head_width: int | No
                 f"attention has; say so in a config.json beside it"
             )
         heads, head_width = known.heads, known.head_width
-    plain = "Resnet" if levels.residual else ""
-    suffixes = ("DownsampleBlock2D", "UpsampleBlock2D") if levels.residual else ("DownBlock2D", "UpBlock2D")
-    types = [
-        tuple(("Attn" + way if attends else plain + suffix) for attends in levels.attending)
-        for way, suffix in zip(("DownBlock2D", "UpBlock2D"), suffixes, strict=True)
-    ]
+    plain_down, plain_up = (
+        ("ResnetDownsampleBlock2D", "ResnetUpsampleBlock2D") if levels.residual else ("DownBlock2D", "UpBlock2D")
+    )
     resampling = {"downsample_type": "resnet", "upsample_type": "resnet"} if levels.residual else {}
     norms = {"resnet_time_scale_shift": "scale_shift", "attn_norm_num_groups": ATTENTION_GROUPS}
     return {
@@ -104,8 +101,8 @@ def adm_config(shapes: Shapes, *, heads: int | None = None, head_width: int | No
         "out_channels": size(shapes, "out.2.weight", 0),
         "block_out_channels": levels.widths,
         "layers_per_block": levels.layers,
-        "down_block_types": types[0],
-        "up_block_types": types[1][::-1],
+        "down_block_types": levels.types("AttnDownBlock2D", plain_down),
+        "up_block_types": levels.types("AttnUpBlock2D", plain_up)[::-1],
         "attention_head_dim": head_width,
         **({"num_attention_heads": heads} if heads is not None else {}),
         **({"add_attention": False} if "middle_block.1.norm.weight" not in shapes else {}),

@@ -7,7 +7,7 @@ from typing import Any
 from mezzotint.backbones.controlnet import ControlNetConfig
 from mezzotint.checkpoints.keymap import Entry, entry
 from mezzotint.checkpoints.layouts.guided import down, middle, read_levels
-from mezzotint.checkpoints.layouts.shapes import Shapes, counted, size
+from mezzotint.checkpoints.layouts.shapes import Shapes, size
 from mezzotint.checkpoints.layouts.unet import Vector, encoder_config, told, transformer
 
 
@@ -33,12 +33,13 @@ def controlnet_config(
 
     Shapes cannot say what `unet_config` lists, nor the order of the hint's colours (RGB in all published files).
     """
-    last = counted(shapes, "input_hint_block.") - 1
     # each width but the last is a convolution that keeps it and one that halves the resolution and reaches the next
-    hint = tuple(size(shapes, f"input_hint_block.{index}.weight", 0) for index in range(0, last, 4))
+    hint: list[int] = []
+    while f"input_hint_block.{4 * len(hint) + 2}.weight" in shapes:
+        hint.append(size(shapes, f"input_hint_block.{4 * len(hint)}.weight", 0))
     return {
         "_class_name": "ControlNetModel",
         "conditioning_channels": size(shapes, "input_hint_block.0.weight", 1),
-        "conditioning_embedding_out_channels": hint,
+        "conditioning_embedding_out_channels": tuple(hint),
         **encoder_config(shapes, read_levels(shapes), heads, head_width, vector),
     }

@@ -96,9 +96,9 @@ class Levels:
     residual: bool  # the resolution changes in residual blocks
     scale_shift: bool  # the embedding scales as well as shifts
 
-    def types(self, attending: str, plain: str, suffix: str) -> tuple[str, ...]:
-        """Published block names: `attending` or `plain` + 'DownBlock2D' for each level, shallowest first."""
-        return tuple((attending if attends else plain) + suffix for attends in self.attending)
+    def types(self, attending: str, plain: str) -> tuple[str, ...]:
+        """The published block type of each level, finest first."""
+        return tuple(attending if attends else plain for attends in self.attending)
 
 
 def read_levels(shapes: Shapes) -> Levels:

@@ -92,7 +92,7 @@ def unet_config(
     return {
         "_class_name": "UNet2DConditionModel",
         "out_channels": size(shapes, "out.2.weight", 0),
-        "up_block_types": levels.types("CrossAttn", "", "UpBlock2D")[::-1],
+        "up_block_types": levels.types("CrossAttnUpBlock2D", "UpBlock2D")[::-1],
         **encoder_config(shapes, levels, heads, head_width, vector),
     }
 
@@ -108,7 +108,7 @@ def encoder_config(
         "in_channels": size(shapes, "input_blocks.0.0.weight", 1),
         "block_out_channels": levels.widths,
         "layers_per_block": levels.layers,
-        "down_block_types": levels.types("CrossAttn", "", "DownBlock2D"),
+        "down_block_types": levels.types("CrossAttnDownBlock2D", "DownBlock2D"),
         "cross_attention_dim": context,
         "transformer_layers_per_block": _depths(shapes, levels),
         "attention_head_dim": _heads(levels, context, linear, heads, head_width),
