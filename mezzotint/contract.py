@@ -118,7 +118,7 @@ class SamplingFacts(_Facts):
     offset: int = 0  # added to leading timesteps
     last: Literal["clean", "lowest"] | None = None  # where the path ends, for samplers that leave it open
     variance: Literal["small", "large"] | None = None  # of DDPM's fresh noise
-    clip: float | None = None  # clean estimates are kept within this bound (models of pixels)
+    clip: float | Literal["default"] | None = None  # clean estimates are kept within this bound (models of pixels)
 
 
 class DtypeFacts(_Facts):

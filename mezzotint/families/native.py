@@ -52,7 +52,10 @@ def save(model: Model, path: Path, dtype: torch.dtype | None = None) -> Model:
     def write(folder: Path) -> None:
         _write_part(folder / part.folder, name, backbone.config, stored)
         _write_part(folder / vae.folder, vae_name, codec.autoencoder.config, codec.autoencoder.state_dict())
-        write_json(folder / "scheduler" / "scheduler_config.json", scheduler_config(contract.process))
+        write_json(
+            folder / "scheduler" / "scheduler_config.json",
+            scheduler_config(contract.process, contract.sampling, learned=contract.variance == "learned"),
+        )
         if model.text:
             model.text.save(folder)
         write_contract(contract, folder)

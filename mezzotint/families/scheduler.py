@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 from mezzotint.contract import SamplingFacts
 from mezzotint.errors import InputError
@@ -51,7 +51,7 @@ class SchedulerFacts:
     offset: int = 0
     last: Ends | None = None
     variance: Width | None = None
-    clip: float | None = None
+    clip: float | Literal["default"] | None = None  # default: the file is silent, so each sampler does as it does
     learned: bool = False
 
     def sampling(self, sampler: str, steps: int) -> SamplingFacts:
@@ -85,7 +85,7 @@ def read_scheduler(
             offset=keys.steps_offset,
             last={True: "clean", False: "lowest", None: None}[keys.set_alpha_to_one],
             variance=None if variance is None else _named(VARIANCES, variance, "variance_type"),
-            clip=float(keys.clip_sample_range) if keys.clip_sample else None,
+            clip=_clip(keys, data),
             learned=variance == "learned_range",
         )
     except InputError as error:
@@ -123,10 +123,11 @@ def scheduler_config(
         "beta_end": schedule.beta_end,
         "rescale_betas_zero_snr": schedule.zero_terminal_snr,
         "prediction_type": _key_of(PREDICTIONS, process.prediction),
-        "clip_sample": facts.clip is not None,
         "steps_offset": facts.offset,
     }
-    if facts.clip is not None:
+    if facts.clip != "default":
+        written["clip_sample"] = facts.clip is not None
+    if isinstance(facts.clip, float):
         written["clip_sample_range"] = facts.clip
     if facts.spacing is not None:
         written["timestep_spacing"] = facts.spacing
@@ -188,6 +189,12 @@ def _sampler(kind: str, keys: Scheduler, data: Mapping[str, Any]) -> str | None:
     if name is not None and keys.use_karras_sigmas and kind in RAMPED:
         return f"{name}_karras" if kind in ("DPMSolverMultistepScheduler", "UniPCMultistepScheduler") else None
     return name
+
+
+def _clip(keys: Scheduler, data: Mapping[str, Any]) -> float | Literal["default"] | None:
+    if "clip_sample" not in data:
+        return "default"
+    return float(keys.clip_sample_range) if keys.clip_sample else None
 
 
 def _named(names: Mapping[str, T], value: str, key: str) -> T:

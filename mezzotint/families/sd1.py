@@ -21,6 +21,7 @@ from mezzotint.text import TextEncoder
 
 TEXT = "cond_stage_model.transformer."
 TRAINED = Process(schedules.scaled_linear(0.00085, 0.012), Prediction.EPSILON)
+CLIPPING = ("DDIMScheduler", "DDPMScheduler", "HeunDiscreteScheduler", "LCMScheduler")
 PLAIN = SamplingFacts(sampler="ddim", steps=50, spacing="leading", offset=1, last="lowest")
 
 
@@ -40,7 +41,7 @@ def text(materials: Materials, dtype: torch.dtype) -> TextEncoder:
 
 def facts(materials: Materials, asked: Asked) -> dict[str, Any]:
     """Epsilon on the scaled-linear table unless the scheduler file or the user says otherwise."""
-    process, sampling = published(materials, TRAINED, PLAIN, asked)
+    process, sampling = unclipped(materials, *published(materials, TRAINED, PLAIN, asked))
     told = materials.config("unet", "time_cond_proj_dim") is not None  # a latent consistency model
     if told:
         sampling = SamplingFacts(sampler="lcm", steps=4)
@@ -51,6 +52,12 @@ def facts(materials: Materials, asked: Asked) -> dict[str, Any]:
         "size": side(materials, 512),
         **inpainting(materials),
     }
+
+
+def unclipped(materials: Materials, process: Process, sampling: SamplingFacts) -> tuple[Process, SamplingFacts]:
+    """Latents are never clipped, whatever a scheduler file of a class that can clip says (the pipelines see to it)."""
+    can = (materials.scheduler or {}).get("_class_name") in CLIPPING
+    return process, sampling.model_copy(update={"clip": None}) if can else sampling
 
 
 def inpainting(materials: Materials) -> dict[str, Any]:

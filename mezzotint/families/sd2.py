@@ -16,7 +16,7 @@ from mezzotint.families.family import Asked, Family
 from mezzotint.families.latent import IGNORED, UNET, pipeline_of, published, side, stated, unet_section, vae_section
 from mezzotint.families.materials import Materials, Original, Section, Shapes
 from mezzotint.families.prompts import clip_text, open_clip_section
-from mezzotint.families.sd1 import PLAIN, TRAINED, inpainting
+from mezzotint.families.sd1 import PLAIN, TRAINED, inpainting, unclipped
 from mezzotint.process import Prediction
 from mezzotint.text import TextEncoder
 
@@ -48,7 +48,7 @@ def asks(materials: Materials) -> str | None:
 
 
 def facts(materials: Materials, asked: Asked) -> dict[str, Any]:
-    process, sampling = published(materials, TRAINED, PLAIN, asked)
+    process, sampling = unclipped(materials, *published(materials, TRAINED, PLAIN, asked))
     usual = 768 if process.prediction is Prediction.VELOCITY else 512
     return {
         "process": process,

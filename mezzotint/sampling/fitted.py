@@ -43,12 +43,15 @@ def fitted(
     return sampler
 
 
-def bounded(denoise: Denoise, sampler: Sampler, bound: float | None) -> Denoise:
+def bounded(denoise: Denoise, sampler: Sampler, bound: float | Literal["default"] | None) -> Denoise:
     """The denoiser with clean estimates kept within +-bound, for the samplers that do so; None: as it is.
 
     DDPM and Heun let the noise follow from the kept clean, DDIM and LCM keep the noise as predicted. Euler,
-    DPM-Solver++ and UniPC do not clip: the reference does not either.
+    DPM-Solver++ and UniPC do not clip: the reference does not either. `default`, for files that say nothing, is what
+    the reference's own samplers do then: DDPM and DDIM clip at 1.
     """
+    if bound == "default":
+        bound = 1.0 if isinstance(sampler, DDPM | DDIM) else None
     if bound is None or not isinstance(sampler, DDPM | DDIM | Heun | LCM):
         return denoise
     follows = isinstance(sampler, DDPM | Heun)
