@@ -138,6 +138,8 @@ def _changed(network: Network, part: str, adapters: Weighted, change: Any) -> Ne
     with torch.no_grad():
         for name, changes in touched.items():
             module = twin.get_submodule(name)
+            if isinstance(module, (AdaptedLinear, AdaptedConv2d)):
+                raise ValueError(f"{name} already computes with adapters: give all of them in one call, on the base")
             delta = combine(getattr(module, "weight"), changes)  # noqa: B009 - any module with a weight
             twin.set_submodule(name, change(module, delta))
     return twin

@@ -110,7 +110,7 @@ class Clip:
         """
         words: list[str] = []
         for word, vectors in rows.items():
-            if vectors.ndim != 2 or vectors.shape[1] != self.width:
+            if vectors.ndim != 2 or vectors.shape[1] != self.width or not len(vectors):
                 shape = tuple(vectors.shape)
                 raise InputError(
                     f"the new token {word} has vectors of shape {shape}; {self.name} reads (n, {self.width})"
