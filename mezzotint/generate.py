@@ -250,8 +250,7 @@ def looked_at(model: Model, picture: Image) -> Image:
 
 def skippable(model: Model, layers: tuple[int, ...]) -> tuple[int, ...]:
     """The blocks to leave out; InputError where the network has no such blocks."""
-    blocks = getattr(model.backbone, "transformer_blocks", None)
-    count = len(blocks) if blocks is not None and hasattr(model.backbone, "skips_blocks") else 0
+    count = int(getattr(model.backbone, "skippable", 0))
     if layers and not count:
         raise InputError("this model's blocks cannot be skipped: leave skip_layers out")
     if any(not 0 <= layer < count for layer in layers):

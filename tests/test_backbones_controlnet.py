@@ -202,10 +202,10 @@ def test_what_does_not_fit_is_named() -> None:
     hint = picture(options, 2)
     with pytest.raises(InputError, match="20x16 where the latents are 24x16"):
         first(x, t, told, hint[..., :40])
-    with pytest.raises(InputError, match="maps"):
-        Controlled(unet, [first, deeper], [1.0, 1.0])(x, t, replace(told, hints=(hint, hint)))
+    with pytest.raises(InputError, match=r"block_out_channels is .* the model's"):
+        Controlled(unet, [first, deeper], [1.0, 1.0])
     with pytest.raises(InputError, match="takes 7"):
-        Controlled(unet, [deeper], [1.0])(x, t, replace(told, hints=(hint,)))
+        unet(x, t, replace(told, control=first(x, t, told, hint)[:-1]))
     with pytest.raises(ValueError, match="0 hints"):
         Controlled(unet, [first], [1.0])(x, t, told)
     for key, value in (("controlnet_conditioning_channel_order", "gbr"), ("global_pool_conditions", True)):

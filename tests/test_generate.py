@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +33,7 @@ from mezzotint.contract import ClassFacts, GuidanceFacts
 from mezzotint.errors import InputError
 from mezzotint.families import Model
 from mezzotint.generate import generate, generate_batch
+from mezzotint.layers.config import write_config
 from mezzotint.request import Request
 from mezzotint.sampling import seeded_noise
 from mezzotint.text import minilm
@@ -44,7 +45,8 @@ def reference(ours: nn.Module, kind: str) -> Any:
     """The reference library's network with the same weights."""
     import diffusers
 
-    theirs = getattr(diffusers, kind)(**asdict(ours.config))
+    config: Any = ours.config
+    theirs = getattr(diffusers, kind).from_config(write_config(config, kind))
     theirs.load_state_dict(ours.state_dict(), strict=True)
     return theirs.eval()
 
@@ -278,7 +280,7 @@ def test_text_is_encoded_once_a_run(tmp_path: Path) -> None:
     calls: list[int] = []
     encoder.network.register_forward_hook(lambda *_: calls.append(1))
     generate(subject, Request(prompt="a crack", negative="dark", steps=4, guidance=2.0, count=3))
-    assert len(calls) == 2  # the prompt and the negative prompt
+    assert len(calls) == 1  # the prompt and the negative prompt together
 
 
 def test_what_the_request_leaves_open_is_answered_by_the_contract() -> None:
@@ -315,7 +317,7 @@ def test_bfloat16_stays_near_float32() -> None:
 
 
 def test_a_distilled_network_is_told_its_scale() -> None:
-    subject = class_model(guidance=GuidanceFacts(distilled=True, scale=4.0))
+    subject = class_model(guidance=GuidanceFacts(distilled=True, embedded=True, scale=4.0))
     told: list[Tensor] = []
 
     class Told(nn.Module):

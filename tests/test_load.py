@@ -193,7 +193,7 @@ def test_saving_refuses_a_codec_the_contract_does_not_speak_of(tmp_path: Path) -
         (lambda m: (m / "unet" / "config.json").write_text('{"_class_name": "UNet2DModel", "layer": 3}'), "layer"),
         (lambda m: reconfigure(m, block_out_channels="big"), "not of the kind it must be"),
         (lambda m: reconfigure(m, norm_num_groups=0), "no network can be built|norm_num_groups"),
-        (lambda m: reconfigure(m, block_out_channels=[10**12, 32]), "no network can be built|missing|of another shape"),
+        (lambda m: reconfigure(m, block_out_channels=[10**12, 32]), "beyond anything that can be built"),
         (lambda m: reconfigure(m, layers_per_block=None), "not of the kind it must be"),
         (lambda m: reconfigure(m, in_channels=4), "in_channels is 3 in .* but 4 in"),
         (lambda m: reconfigure(m, down_block_types=["Odd", "AttnDownBlock2D"]), "no network can be built.*Odd"),
@@ -219,20 +219,18 @@ def test_a_forced_load_of_misshapen_weights_is_still_refused(tmp_path: Path) -> 
 @pytest.mark.parametrize(
     ("name", "content", "found"),
     [
-        ("a.safetensors", "", "a single weights file"),
-        ("a.ckpt", "", "a pickle file"),
-        ("a.bin", "", "a pickle file"),
-        ("a.txt", "", "not a checkpoint"),
-        ("f/model_index.json", '{"_class_name": "StableDiffusionPipeline"}', "a diffusers folder of StableDiffusionPi"),
-        ("f/config.json", '{"_class_name": "UNet2DModel"}', r"one part of a model \(UNet2DModel\)"),
-        ("f/readme.md", "", "a folder without a model"),
+        ("a.safetensors", "", "is empty"),
+        ("a.ckpt", "", "is empty"),
+        ("a.txt", "", "no weights file by its ending"),
+        ("f/model_index.json", '{"_class_name": "AudioPipeline"}', "is a folder of AudioPipeline, which is no family"),
+        ("f/readme.md", "", "is a folder without a model"),
     ],
 )
 def test_what_is_not_supported_is_named(tmp_path: Path, name: str, content: str, found: str) -> None:
     (tmp_path / name).parent.mkdir(exist_ok=True)
     (tmp_path / name).write_text(content)
     path = tmp_path / "f" if name.startswith("f/") else tmp_path / name
-    with pytest.raises(InputError, match=rf"is {found}.*Supported: a model folder with model_index\.json"):
+    with pytest.raises(InputError, match=found):
         load(path)
     with pytest.raises(InputError, match="no such checkpoint"):
         load(tmp_path / "absent")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from itertools import pairwise
-from typing import Any
+from typing import Any, cast
 
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -120,6 +120,15 @@ class ControlNet(UNetEncoder):
         self.controlnet_down_blocks = nn.ModuleList(nn.Conv2d(width, width, 1) for width in widths)
         self.controlnet_mid_block = nn.Conv2d(widths[-1], widths[-1], 1)
 
+    def attach(self, backbone: nn.Module) -> None:
+        """Check that this network was made for the backbone's shape; InputError names what differs."""
+        for name in ("block_out_channels", "cross_attention_dim", "addition_embed_type"):
+            ours, theirs = getattr(self.config, name), getattr(backbone.config, name, None)
+            if ours != theirs:
+                raise InputError(
+                    f"this control network was made for another model: its {name} is {ours}, the model's {theirs}"
+                )
+
     def forward(self, x: Tensor, t: Tensor, conditioning: Conditioning, hint: Tensor) -> tuple[Tensor, ...]:
         if self.config.controlnet_conditioning_channel_order == "bgr":
             hint = hint.flip(1)
@@ -146,7 +155,10 @@ class Controlled(nn.Module):
         if not networks or len(networks) != len(scales):
             raise ValueError(f"{len(networks)} control networks and {len(scales)} scales")
         self.config: Any = backbone.config
+        self.skippable: int = getattr(backbone, "skippable", 0)
         self.backbone, self.networks, self.scales = backbone, nn.ModuleList(networks), tuple(scales)
+        for network in networks:
+            cast(Any, network).attach(backbone)
 
     def forward(self, x: Tensor, t: Tensor, conditioning: Conditioning) -> Tensor:
         hints = conditioning.hints or ()

@@ -87,6 +87,7 @@ class MMDiT(nn.Module):
         channels, last = config.channels, config.num_layers - 1
         check_streams(channels, config.caption_projection_dim, config.qk_norm)
         self.config = config
+        self.skippable = config.num_layers  # blocks that conditioning.skip may leave out
         self.out_channels = config.in_channels if config.out_channels is None else config.out_channels
         patch = config.patch_size
         self.pos_embed = PatchEmbed(

@@ -72,7 +72,8 @@ def original_names(model: Model) -> list[Entry]:
         return []
     name, _ = kind_of(BACKBONES, model.backbone)
     section = family.original.sections({}, {})[family.backbone]
-    return section.rows(write_config(model.backbone.config, name)) if section.rows else []
+    config: Any = model.backbone.config
+    return section.rows(write_config(config, name)) if section.rows else []
 
 
 def with_words(model: Model, files: Sequence[Path]) -> TextEncoder:
@@ -104,7 +105,7 @@ def with_networks(text: TextEncoder, networks: Mapping[str, nn.Module]) -> TextE
 
     def exchanged(part: Any) -> Any:
         folder = getattr(part, "folder", None)
-        return replace(part, network=networks[folder]) if folder in networks else part
+        return replace(part, network=networks[folder]) if isinstance(folder, str) and folder in networks else part
 
     if isinstance(text, Joint):
         return replace(text, clips=tuple(map(exchanged, text.clips)), t5=exchanged(text.t5))

@@ -11,15 +11,19 @@ import torch
 from torch import Tensor, nn
 
 from mezzotint.backbones.controlnet import Controlled, ControlNetConfig
+from mezzotint.backbones.mmdit_controlnet import MMDiTControlNetConfig
 from mezzotint.checkpoints import open_tensors
 from mezzotint.checkpoints.layouts.controlnet import controlnet, controlnet_config
+from mezzotint.checkpoints.layouts.mmdit import mmdit_controlnet, mmdit_controlnet_config
+from mezzotint.codec import LatentSpace
 from mezzotint.errors import InputError
 from mezzotint.families.assemble import built
 from mezzotint.families.materials import Material, Section, folder_part, section_part
 from mezzotint.families.model import Model, working
 from mezzotint.families.parts import CONTROLS, configured
 
-FITS = ("cross_attention_dim", "block_out_channels", "joint_attention_dim", "num_attention_heads", "attention_head_dim")
+HINTED = Section("", controlnet_config, lambda config: controlnet(ControlNetConfig.from_config(config)))
+JOINT = Section("", mmdit_controlnet_config, lambda config: mmdit_controlnet(MMDiTControlNetConfig.from_config(config)))
 
 
 def load_control(path: str | Path, dtype: torch.dtype = torch.float32) -> nn.Module:
@@ -33,28 +37,21 @@ def load_control(path: str | Path, dtype: torch.dtype = torch.float32) -> nn.Mod
 
 
 def single(path: Path) -> Material:
-    """A control network from one file, in the original names (with or without their prefix)."""
+    """A control network from one file in its original names, with or without their prefix."""
     tensors = open_tensors(path)
     prefix = "control_model." if any(name.startswith("control_model.") for name in tensors) else ""
     own = {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
-    if not any(name.startswith("input_hint_block.") for name in own):
-        raise InputError(f"{path} is no control network in the original layout: give a folder with config.json instead")
-    section = Section(prefix, controlnet_config, lambda config: controlnet(ControlNetConfig.from_config(config)))
-    return section_part(section, own, path)
+    if "input_hint_block.0.weight" in own:
+        return section_part(HINTED, own, path)
+    if any(name.startswith("controlnet_blocks.") for name in own):
+        own.pop("control_type", None)  # says which kind of picture it was trained on; no layer reads it
+        return section_part(JOINT, own, path)
+    raise InputError(f"{path} is no control network in an original layout: give a folder with config.json instead")
 
 
 def controlled(model: Model, networks: Sequence[tuple[str | Path, float]]) -> Model:
     """The model with control networks in front of its backbone; InputError where one was made for another backbone."""
-    loaded: list[nn.Module] = []
-    for path, _ in networks:
-        network = load_control(path, model.dtype).to(model.device)
-        for name in FITS:
-            ours, theirs = getattr(model.backbone.config, name, None), getattr(network.config, name, None)
-            if ours is not None and theirs is not None and ours != theirs:
-                raise InputError(
-                    f"{path} was made for another model: its {name} is {theirs}, this {model.family} model's is {ours}"
-                )
-        loaded.append(network)
+    loaded = [load_control(path, model.dtype).to(model.device) for path, _ in networks]
     return replace(model, backbone=Controlled(model.backbone, loaded, [scale for _, scale in networks]))
 
 
@@ -62,7 +59,15 @@ def hints(model: Model, pictures: Sequence[Tensor]) -> list[Tensor]:
     """What each control network is shown, of pictures (B, 3, H, W) in [-1, 1]: pixels in [0, 1], or latents."""
     networks: Any = model.backbone.networks
     with working(model, "codec"):
-        return [
-            (picture + 1) / 2 if network.hint == "pixels" else model.codec.encode(picture)
-            for network, picture in zip(networks, pictures, strict=True)
-        ]
+        return [shown(model, network, picture) for network, picture in zip(networks, pictures, strict=True)]
+
+
+def shown(model: Model, network: Any, picture: Tensor) -> Tensor:
+    """Latents are scaled for all, and shifted for those networks alone that were trained so."""
+    if network.hint == "pixels":
+        return (picture + 1) / 2
+    if network.config.extra_conditioning_channels:
+        raise InputError("a control network that repaints needs a mask beside its picture, which cannot be given here")
+    space = model.codec.space
+    latents = model.codec.encode(picture)
+    return latents if network.config.hint_shift else LatentSpace(space.scale).to_backbone(space.to_autoencoder(latents))

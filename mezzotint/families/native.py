@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +28,7 @@ from mezzotint.families.model import Model
 from mezzotint.families.parts import AUTOENCODERS, BACKBONES, Part, configured, kind_of
 from mezzotint.families.scheduler import scheduler_config
 from mezzotint.files import write_json
+from mezzotint.layers.config import write_config
 from mezzotint.text.minilm import load_saved
 
 INDEX, STEM, MARK = "model_index.json", "diffusion_pytorch_model", "Mezzotint"
@@ -105,7 +106,7 @@ def _read_config(parts: Mapping[str, Part], folder: Path) -> tuple[Part, Any]:
 
 
 def _write_part(folder: Path, name: str, config: Any, tensors: Mapping[str, Tensor]) -> None:
-    write_json(folder / "config.json", {"_class_name": name, **asdict(config)})
+    write_json(folder / "config.json", write_config(config, name))
     write_tensors(folder / f"{STEM}.safetensors", tensors)
 
 

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from mezzotint.backbones.initialise import initialise
 from mezzotint.codec import Codec
 from mezzotint.codec.pixels import Pixels, PixelsConfig
-from mezzotint.conditioning import Conditioning
+from mezzotint.conditioning import Conditioning, stack
 from mezzotint.contract import FILE, TextFacts, agree, check_codec, check_finetune, check_text
 from mezzotint.errors import InputError
 from mezzotint.families import Model, load
@@ -187,9 +187,7 @@ class Captions:
         place = {caption: i for i, caption in enumerate(distinct)}
         self.of = torch.tensor([place[caption] for caption in captions])  # (N,) image -> row
         encoded = [encoder.encode(distinct[i : i + batch]) for i in range(0, len(distinct), batch)]
-        self.rows = Conditioning(
-            *(torch.cat([getattr(part, name) for part in encoded]) for name in ("tokens", "mask", "pooled"))
-        )
+        self.rows = stack(encoded)
 
     def take(self, rows: Tensor) -> Conditioning:
         """The conditioning of rows (B,)."""
@@ -198,6 +196,5 @@ class Captions:
     def extend(self, other: Captions) -> Tensor:
         """Append another set's rows; returns its image -> row in this one."""
         start = len(self.rows.tokens) if self.rows.tokens is not None else 0
-        both = [(getattr(self.rows, name), getattr(other.rows, name)) for name in ("tokens", "mask", "pooled")]
-        self.rows = Conditioning(*(torch.cat(pair) for pair in both))
+        self.rows = stack([self.rows, other.rows])
         return other.of + start
