@@ -123,7 +123,8 @@ def _placed(what: str, tensor: Tensor, dtype: torch.dtype, device: torch.device,
     for source, target in _in_order(tensor, result, RELEASED):
         for numbers, place in _in_order(source, target, AT_ONCE):
             place.copy_(numbers)
-            _refuse_not_finite(what, place, numbers)
+            if not _bounded(place):
+                _refuse_not_finite(what, place, numbers)
         pages.release(source)
     return result
 
@@ -153,11 +154,15 @@ def _refuse_not_finite(what: str, numbers: Tensor, source: Tensor) -> None:
 def _finite(numbers: Tensor) -> bool:
     if not numbers.is_floating_point():
         return True
-    for piece, _ in _in_order(numbers, numbers, AT_ONCE):
-        bounds = torch.aminmax(piece.float() if piece.itemsize == 1 else piece)  # NaN wins over every number
-        if not all(math.isfinite(bound.item()) for bound in bounds):
-            return False
-    return True
+    return all(_bounded(piece) for piece, _ in _in_order(numbers, numbers, RELEASED))
+
+
+def _bounded(piece: Tensor) -> bool:
+    """Whether a piece holds numbers only: its least and its largest are finite, for NaN wins over every number."""
+    if not piece.is_floating_point():
+        return True
+    least, largest = torch.aminmax(piece.float() if piece.itemsize == 1 else piece)
+    return math.isfinite(least.item()) and math.isfinite(largest.item())
 
 
 def _misshapen(expected: Mapping[str, Tensor], tensors: Mapping[str, Tensor]) -> list[str]:
