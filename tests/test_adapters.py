@@ -17,6 +17,7 @@ from mezzotint.adapters import (
     Adapter,
     attach,
     describe,
+    is_adapter,
     merge,
     modules_of,
     read,
@@ -24,6 +25,7 @@ from mezzotint.adapters import (
     to_kohya,
     to_peft,
 )
+from mezzotint.backbones.published_unets import sd1, sdxl
 from mezzotint.backbones.unet import UNet
 from mezzotint.backbones.unet_config import ConditionalUNetConfig
 from mezzotint.checkpoints.keymap import entry
@@ -180,6 +182,33 @@ def test_alphas_of_their_own_in_every_module_equal_peft(reference: Any, ours: UN
         reference, spelled(found, "diffusers"), metadata={f"unet.{key}": value for key, value in settings.items()}
     )
     check(ours, taken(tensors, ours), answers(theirs))
+
+
+def test_what_is_written_for_the_reference_is_read_by_it(reference: Any, ours: UNet) -> None:
+    """An alpha for each module goes into the header as peft's patterns."""
+    adapter = taken(spelled(matrices(reference, CONSISTENCY), "kohya"), ours)
+    tensors, header = to_diffusers(adapter)
+    theirs = loaded(reference, tensors, metadata=json.loads(header["lora_adapter_metadata"]))
+    check(ours, adapter, answers(theirs))
+
+
+@pytest.mark.parametrize(("make", "count", "family"), [(sd1, 67_252_224, "1.x"), (sdxl, 196_751_360, "XL")])
+def test_published_consistency_adapters_have_all_their_places(make: Any, count: int, family: str) -> None:
+    """LCM-LoRA: rank 64 on attention, feed-forward, projections, residual blocks and resampling, in kohya's names."""
+    with torch.device("meta"):
+        network = UNet(make())
+        tensors: dict[str, Tensor] = {}
+        for name, shape in modules_of(network).items():
+            if name.endswith((*LINEAR, *KERNELS)):
+                stem = f"lora_unet_{name.replace('.', '_')}"
+                tensors[f"{stem}.lora_down.weight"] = torch.empty(64, *shape[1:])
+                tensors[f"{stem}.lora_up.weight"] = torch.empty(shape[0], 64, *[1] * (len(shape) - 2))
+    adapter = taken(tensors, network)
+    assert adapter.facts.parameters == count
+    assert len(adapter.parts[BACKBONE]) == len(tensors) // 2
+    assert str(adapter.facts.family).endswith(family)
+    assert is_adapter(tensors)
+    assert not is_adapter(network.state_dict())
 
 
 def test_a_file_of_one_part_needs_no_prefix(reference: Any, ours: UNet) -> None:
@@ -463,3 +492,44 @@ def test_facts_come_without_a_model() -> None:
     assert describe(tensors, {"modelspec.trigger_phrase": "a plate, sks"}).words == ("a plate", "sks")
     with pytest.raises(InputError, match="not JSON"):
         describe(tensors, {"lora_adapter_metadata": "{"})
+
+
+@pytest.mark.parametrize(
+    ("said", "why"),
+    [
+        ({"lora_alpha": "8"}, "other than numbers"),
+        ({"lora_alpha": 8, "alpha_pattern": {"conv_in": None}}, "other than numbers"),
+        ({"lora_alpha": 8, "alpha_pattern": {"(conv": 2}}, "no regular expression"),
+        ({"lora_alpha": 8, "alpha_pattern": {"(a+)+b": 2}}, "is not read"),
+        ({"lora_alpha": float("inf")}, "alpha is inf"),
+    ],
+)
+def test_strange_headers_are_refused(ours: UNet, said: dict[str, Any], why: str) -> None:
+    with pytest.raises(InputError, match=why):
+        taken(spelled(matrices(ours, ("to_q",)), "one part"), ours, {"lora_adapter_metadata": json.dumps(said)})
+
+
+def test_damaged_tensors_are_refused(ours: UNet) -> None:
+    stem, good = "lora_unet_conv_in", {"lora_down.weight": torch.ones(2, 4, 3, 3), "lora_up.weight": torch.ones(8, 2)}
+    bad = [
+        ({"lora_down.weight": torch.ones(0, 4, 3, 3), "lora_up.weight": torch.ones(8, 0)}, "cannot be multiplied"),
+        ({"lora_up.weight": torch.ones(8, 3)}, "cannot be multiplied"),
+        ({"lora_up.weight": torch.ones(2)}, "cannot be multiplied"),
+        ({"alpha": torch.ones(2)}, "not one number"),
+        ({"alpha": torch.tensor(float("nan"))}, "alpha is nan"),
+        ({"dora_scale": torch.ones(8, 2)}, "16 magnitudes for 8 outputs"),
+        ({"lora_down.weight": torch.ones(2, 4, 1, 1)}, "another shape"),
+    ]
+    for change, why in bad:
+        with pytest.raises(InputError, match=why):
+            taken({f"{stem}.{key}": value for key, value in {**good, **change}.items()}, ours)
+    assert taken({f"{stem}.{key}": value for key, value in good.items()}, ours).facts.modules == 1
+
+
+def test_magnitudes_in_some_modules_have_kohyas_layout_alone(ours: UNet) -> None:
+    tensors = spelled(matrices(ours, ("attn1.to_q",)), "kohya")
+    name = next(iter(tensors)).partition(".")[0]
+    adapter = taken({**tensors, f"{name}.dora_scale": torch.ones(16, 1)}, ours)
+    same_parts(taken(to_kohya(adapter)[0], ours), adapter)
+    with pytest.raises(InputError, match="kohya"):
+        to_diffusers(adapter)

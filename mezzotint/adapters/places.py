@@ -121,7 +121,7 @@ def _names(part: str, shapes: Shapes, rows: Sequence[Row]) -> dict[str, Place | 
     original = {
         re.sub(r"^(model\.)?diffusion_model\.", "", row.theirs): Place(part, row.ours, row.change)
         for row in rows
-        if all(name in shapes for name in row.ours)
+        if row.ours and all(name in shapes for name in row.ours)
     }
     return _underscored(original) | _underscored(own) | original | own
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 
 import torch
@@ -98,6 +99,8 @@ def _strengthened(item: Stored, settings: Mapping[str, header.Settings]) -> LowR
     prefix, name = divided(item.stem)
     said = settings.get(prefix) or settings.get("") or header.Settings()
     alpha = said.alpha_of(name) if item.alpha is None else item.alpha
+    if alpha is not None and not math.isfinite(alpha):
+        raise InputError(f"{item.stem}: alpha is {alpha}, so the file is damaged.")
     return LowRank(item.stem, item.down, item.up, alpha, said.stabilised and item.alpha is None, item.magnitude)
 
 
