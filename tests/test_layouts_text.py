@@ -204,6 +204,7 @@ def test_ldms_transformer_in_its_original_names_gives_the_same_states(tmp_path: 
 
 def test_ldms_published_transformer_is_known_by_its_shapes() -> None:
     state = on_meta(lambda: bert.LdmBert(bert.BertConfig()))
+    assert count(state) == 581_994_042  # with the U-Net's 872,300,484 the published 1.45 billion
     original = there_and_back(state, text.bert_entries({"encoder_layers": 32}))
     found = text.bert_config(shapes_of(original))
     assert bert.BertConfig.from_config(found) == bert.BertConfig()
