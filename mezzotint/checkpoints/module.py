@@ -76,7 +76,7 @@ def _refuse_absurd(key: str, value: object) -> None:
         for item in value.values():
             _refuse_absurd(key, item)
     elif isinstance(value, int) and abs(value) > LARGEST:
-        raise InputError(f"'{key}' = {value:.6g} is beyond anything, no network can be built so: use the published file")
+        raise InputError(f"'{key}' = {value:.6g} is beyond anything, no network can be built: use the published one")
 
 
 def _built(build: Callable[[], Network], tensors: int, at: Path) -> Network:
