@@ -421,6 +421,15 @@ def test_older_names_of_text_encoders() -> None:
         assert adapter.parts["text_encoder"][0].module == "text_model.encoder.layers.0.self_attn.q_proj"
 
 
+def test_a_file_that_does_not_say_which_text_encoder_is_not_guessed_at() -> None:
+    modules = modules_of(Text(inner=True))
+    stem = "base_model.model.text_model.encoder.layers.0.self_attn.q_proj"
+    tensors = {f"{stem}.lora_A.weight": torch.ones(2, 6), f"{stem}.lora_B.weight": torch.ones(6, 2)}
+    assert "text_encoder" in read(tensors, {}, {BACKBONE: {}, "text_encoder": modules}).parts
+    with pytest.raises(InputError, match="no place"):
+        read(tensors, {}, {BACKBONE: {}, "text_encoder": modules, "text_encoder_2": modules})
+
+
 @pytest.mark.parametrize(
     ("key", "kind"),
     [
@@ -448,9 +457,9 @@ def test_what_has_no_place_is_counted_and_its_family_named(ours: UNet) -> None:
         with pytest.raises(InputError) as caught:
             taken(tensors, ours, header)
         said = str(caught.value)
-        assert "5 modules that this model has not (lora_unet_other_0, " in said
+        assert "5 of 6 modules have no place in this model (lora_unet_other_0, " in said
         assert "and 2 more" in said
-        assert f"1 modules of another shape ({stem})" in said
+        assert f"1 of 6 modules have another shape here ({stem})" in said
         assert family in said
         assert "sd_v0" in said
         assert said.count("\n") == 1
@@ -459,7 +468,7 @@ def test_what_has_no_place_is_counted_and_its_family_named(ours: UNet) -> None:
 def test_names_of_the_original_layout_need_its_table(ours: UNet) -> None:
     stem = "lora_unet_input_blocks_4_1_proj_in"
     tensors = {f"{stem}.lora_down.weight": torch.ones(2, 16), f"{stem}.lora_up.weight": torch.ones(16, 2)}
-    with pytest.raises(InputError, match="has not"):
+    with pytest.raises(InputError, match="no place"):
         read(tensors, {}, {BACKBONE: modules_of(ours)})
     table = {BACKBONE: [entry("input_blocks.4.1.proj_in", "down_blocks.1.attentions.0.proj_in")]}
     (low,) = read(tensors, {}, {BACKBONE: modules_of(ours)}, table).parts[BACKBONE]
@@ -533,3 +542,24 @@ def test_magnitudes_in_some_modules_have_kohyas_layout_alone(ours: UNet) -> None
     same_parts(taken(to_kohya(adapter)[0], ours), adapter)
     with pytest.raises(InputError, match="kohya"):
         to_diffusers(adapter)
+
+
+def test_changes_of_several_adapters_add_up() -> None:
+    """W' = W + sum of (W'_i - W), with magnitudes and without, beside the weights and merged into them."""
+    network = Bare()
+    randomise(network)
+    adapters: list[tuple[Adapter, float]] = []
+    for seed, strength in ((1, 0.7), (2, -0.4), (3, 1.2)):
+        tensors = spelled(matrices(network, ("linear", "conv", "down"), seed), "kohya")
+        for name in ("inner_linear", "conv") if seed > 1 else ():
+            rows = len(tensors[f"lora_unet_{name}.lora_up.weight"])
+            tensors[f"lora_unet_{name}.dora_scale"] = 0.5 + torch.rand(rows, 1)
+        adapters.append((taken(tensors, network), strength))
+    base = network.state_dict()
+    singles = [merge(network, BACKBONE, [one]).state_dict() for one in adapters]
+    merged, x = merge(network, BACKBONE, adapters), torch.randn(2, 3, 7, 7)
+    for name, found in merged.state_dict().items():
+        expected = base[name] + sum(single[name] - base[name] for single in singles)
+        assert (found - expected).abs().max() < 2e-6, name
+    with torch.no_grad():
+        assert relative(attach(network, BACKBONE, adapters)(x), merged(x)) < 1e-5

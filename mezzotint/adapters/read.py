@@ -60,7 +60,10 @@ def read(
 
 
 def _misfit(facts: Facts, lost: list[str], misshapen: list[str]) -> str:
-    problems = [listing(lost, "modules that this model has not"), listing(misshapen, "modules of another shape")]
+    problems = [
+        listing(lost, f"of {facts.modules} modules have no place in this model"),
+        listing(misshapen, f"of {facts.modules} modules have another shape here"),
+    ]
     trained = f" It was trained on {facts.base}." if facts.base else ""
     made_for = f"By its widths it is for {facts.family}." if facts.family else "Use it with the model it was made for."
     return f"the adapter does not fit: {'; '.join(p for p in problems if p)}.\n{made_for}{trained}"
@@ -114,7 +117,7 @@ def _spread(low: LowRank, place: Place) -> list[LowRank]:
     try:
         ups = place.change.split(low.up.flatten(1))
         magnitudes = (None,) * len(ups) if low.magnitude is None else place.change.split(low.magnitude)
-    except (InputError, RuntimeError):
+    except (InputError, RuntimeError, ValueError):
         return []
     return [_named(low, *three) for three in zip(place.modules, ups, magnitudes, strict=True)]
 
