@@ -17,6 +17,7 @@ from mezzotint.adapters import (
     Adapter,
     attach,
     describe,
+    is_adapter,
     merge,
     modules_of,
     read,
@@ -24,6 +25,7 @@ from mezzotint.adapters import (
     to_kohya,
     to_peft,
 )
+from mezzotint.backbones.published_unets import sd1, sdxl
 from mezzotint.backbones.unet import UNet
 from mezzotint.backbones.unet_config import ConditionalUNetConfig
 from mezzotint.checkpoints.keymap import entry
@@ -180,6 +182,33 @@ def test_alphas_of_their_own_in_every_module_equal_peft(reference: Any, ours: UN
         reference, spelled(found, "diffusers"), metadata={f"unet.{key}": value for key, value in settings.items()}
     )
     check(ours, taken(tensors, ours), answers(theirs))
+
+
+def test_what_is_written_for_the_reference_is_read_by_it(reference: Any, ours: UNet) -> None:
+    """An alpha for each module goes into the header as peft's patterns."""
+    adapter = taken(spelled(matrices(reference, CONSISTENCY), "kohya"), ours)
+    tensors, header = to_diffusers(adapter)
+    theirs = loaded(reference, tensors, metadata=json.loads(header["lora_adapter_metadata"]))
+    check(ours, adapter, answers(theirs))
+
+
+@pytest.mark.parametrize(("make", "count", "family"), [(sd1, 67_252_224, "1.x"), (sdxl, 196_751_360, "XL")])
+def test_published_consistency_adapters_have_all_their_places(make: Any, count: int, family: str) -> None:
+    """LCM-LoRA: rank 64 on attention, feed-forward, projections, residual blocks and resampling, in kohya's names."""
+    with torch.device("meta"):
+        network = UNet(make())
+        tensors: dict[str, Tensor] = {}
+        for name, shape in modules_of(network).items():
+            if name.endswith((*LINEAR, *KERNELS)):
+                stem = f"lora_unet_{name.replace('.', '_')}"
+                tensors[f"{stem}.lora_down.weight"] = torch.empty(64, *shape[1:])
+                tensors[f"{stem}.lora_up.weight"] = torch.empty(shape[0], 64, *[1] * (len(shape) - 2))
+    adapter = taken(tensors, network)
+    assert adapter.facts.parameters == count
+    assert len(adapter.parts[BACKBONE]) == len(tensors) // 2
+    assert str(adapter.facts.family).endswith(family)
+    assert is_adapter(tensors)
+    assert not is_adapter(network.state_dict())
 
 
 def test_a_file_of_one_part_needs_no_prefix(reference: Any, ours: UNet) -> None:
@@ -392,6 +421,15 @@ def test_older_names_of_text_encoders() -> None:
         assert adapter.parts["text_encoder"][0].module == "text_model.encoder.layers.0.self_attn.q_proj"
 
 
+def test_a_file_that_does_not_say_which_text_encoder_is_not_guessed_at() -> None:
+    modules = modules_of(Text(inner=True))
+    stem = "base_model.model.text_model.encoder.layers.0.self_attn.q_proj"
+    tensors = {f"{stem}.lora_A.weight": torch.ones(2, 6), f"{stem}.lora_B.weight": torch.ones(6, 2)}
+    assert "text_encoder" in read(tensors, {}, {BACKBONE: {}, "text_encoder": modules}).parts
+    with pytest.raises(InputError, match="no place"):
+        read(tensors, {}, {BACKBONE: {}, "text_encoder": modules, "text_encoder_2": modules})
+
+
 @pytest.mark.parametrize(
     ("key", "kind"),
     [
@@ -419,9 +457,9 @@ def test_what_has_no_place_is_counted_and_its_family_named(ours: UNet) -> None:
         with pytest.raises(InputError) as caught:
             taken(tensors, ours, header)
         said = str(caught.value)
-        assert "5 modules that this model has not (lora_unet_other_0, " in said
+        assert "5 of 6 modules have no place in this model (lora_unet_other_0, " in said
         assert "and 2 more" in said
-        assert f"1 modules of another shape ({stem})" in said
+        assert f"1 of 6 modules have another shape here ({stem})" in said
         assert family in said
         assert "sd_v0" in said
         assert said.count("\n") == 1
@@ -430,7 +468,7 @@ def test_what_has_no_place_is_counted_and_its_family_named(ours: UNet) -> None:
 def test_names_of_the_original_layout_need_its_table(ours: UNet) -> None:
     stem = "lora_unet_input_blocks_4_1_proj_in"
     tensors = {f"{stem}.lora_down.weight": torch.ones(2, 16), f"{stem}.lora_up.weight": torch.ones(16, 2)}
-    with pytest.raises(InputError, match="has not"):
+    with pytest.raises(InputError, match="no place"):
         read(tensors, {}, {BACKBONE: modules_of(ours)})
     table = {BACKBONE: [entry("input_blocks.4.1.proj_in", "down_blocks.1.attentions.0.proj_in")]}
     (low,) = read(tensors, {}, {BACKBONE: modules_of(ours)}, table).parts[BACKBONE]
@@ -463,3 +501,65 @@ def test_facts_come_without_a_model() -> None:
     assert describe(tensors, {"modelspec.trigger_phrase": "a plate, sks"}).words == ("a plate", "sks")
     with pytest.raises(InputError, match="not JSON"):
         describe(tensors, {"lora_adapter_metadata": "{"})
+
+
+@pytest.mark.parametrize(
+    ("said", "why"),
+    [
+        ({"lora_alpha": "8"}, "other than numbers"),
+        ({"lora_alpha": 8, "alpha_pattern": {"conv_in": None}}, "other than numbers"),
+        ({"lora_alpha": 8, "alpha_pattern": {"(conv": 2}}, "no regular expression"),
+        ({"lora_alpha": 8, "alpha_pattern": {"(a+)+b": 2}}, "is not read"),
+        ({"lora_alpha": float("inf")}, "alpha is inf"),
+    ],
+)
+def test_strange_headers_are_refused(ours: UNet, said: dict[str, Any], why: str) -> None:
+    with pytest.raises(InputError, match=why):
+        taken(spelled(matrices(ours, ("to_q",)), "one part"), ours, {"lora_adapter_metadata": json.dumps(said)})
+
+
+def test_damaged_tensors_are_refused(ours: UNet) -> None:
+    stem, good = "lora_unet_conv_in", {"lora_down.weight": torch.ones(2, 4, 3, 3), "lora_up.weight": torch.ones(8, 2)}
+    bad = [
+        ({"lora_down.weight": torch.ones(0, 4, 3, 3), "lora_up.weight": torch.ones(8, 0)}, "cannot be multiplied"),
+        ({"lora_up.weight": torch.ones(8, 3)}, "cannot be multiplied"),
+        ({"lora_up.weight": torch.ones(2)}, "cannot be multiplied"),
+        ({"alpha": torch.ones(2)}, "not one number"),
+        ({"alpha": torch.tensor(float("nan"))}, "alpha is nan"),
+        ({"dora_scale": torch.ones(8, 2)}, "16 magnitudes for 8 outputs"),
+        ({"lora_down.weight": torch.ones(2, 4, 1, 1)}, "another shape"),
+    ]
+    for change, why in bad:
+        with pytest.raises(InputError, match=why):
+            taken({f"{stem}.{key}": value for key, value in {**good, **change}.items()}, ours)
+    assert taken({f"{stem}.{key}": value for key, value in good.items()}, ours).facts.modules == 1
+
+
+def test_magnitudes_in_some_modules_have_kohyas_layout_alone(ours: UNet) -> None:
+    tensors = spelled(matrices(ours, ("attn1.to_q",)), "kohya")
+    name = next(iter(tensors)).partition(".")[0]
+    adapter = taken({**tensors, f"{name}.dora_scale": torch.ones(16, 1)}, ours)
+    same_parts(taken(to_kohya(adapter)[0], ours), adapter)
+    with pytest.raises(InputError, match="kohya"):
+        to_diffusers(adapter)
+
+
+def test_changes_of_several_adapters_add_up() -> None:
+    """W' = W + sum of (W'_i - W), with magnitudes and without, beside the weights and merged into them."""
+    network = Bare()
+    randomise(network)
+    adapters: list[tuple[Adapter, float]] = []
+    for seed, strength in ((1, 0.7), (2, -0.4), (3, 1.2)):
+        tensors = spelled(matrices(network, ("linear", "conv", "down"), seed), "kohya")
+        for name in ("inner_linear", "conv") if seed > 1 else ():
+            rows = len(tensors[f"lora_unet_{name}.lora_up.weight"])
+            tensors[f"lora_unet_{name}.dora_scale"] = 0.5 + torch.rand(rows, 1)
+        adapters.append((taken(tensors, network), strength))
+    base = network.state_dict()
+    singles = [merge(network, BACKBONE, [one]).state_dict() for one in adapters]
+    merged, x = merge(network, BACKBONE, adapters), torch.randn(2, 3, 7, 7)
+    for name, found in merged.state_dict().items():
+        expected = base[name] + sum(single[name] - base[name] for single in singles)
+        assert (found - expected).abs().max() < 2e-6, name
+    with torch.no_grad():
+        assert relative(attach(network, BACKBONE, adapters)(x), merged(x)) < 1e-5

@@ -121,8 +121,7 @@ def test_adapters_of_the_original_layout_fit_the_folder(name: str, style: str) -
     kohya = to_kohya(adapter)
     again = read(*kohya, {BACKBONE: modules_of(network)})
     assert [low.module for low in again.parts[BACKBONE]] == [low.module for low in adapter.parts[BACKBONE]]
-    if style != "dora":
-        again = read(*to_diffusers(adapter, "transformer"), {BACKBONE: modules_of(network)})
+    again = read(*to_diffusers(adapter, "transformer"), {BACKBONE: modules_of(network)})
     with torch.no_grad():
         assert relative(attach(network, BACKBONE, [(again, 1.0)])(*told), wanted) < 1e-5
 

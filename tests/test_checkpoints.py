@@ -244,6 +244,23 @@ def test_loading_takes_no_more_memory_than_the_weights(tmp_path: Path) -> None:
         path.unlink()
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.float64])
+def test_views_of_any_layout_keep_their_numbers(tmp_path: Path, dtype: torch.dtype) -> None:
+    base = torch.randn(1200, 1100).half()
+    base = read_tensors(write_tensors(tmp_path / "a.safetensors", {"w": base}))["w"]
+    views = [
+        base.t(), base[:, 3:900], base[:, 3:900].t(), base[::3].t(), base.view(1200, 11, 100).permute(1, 2, 0),
+        base.view(3, 400, 1100)[:, 5:300].transpose(0, 2), base[:1].expand(7, 1100), base[0, 0], base[:0],
+        base.flatten()[::7], base.view(1, 1200, 1, 1100).permute(3, 0, 2, 1),
+    ]  # fmt: skip
+    for view in views:
+        expected = view.double().clone()
+        module = nn.Module()
+        module.register_parameter("w", nn.Parameter(torch.empty(view.shape, device="meta")))
+        found = fill(lambda module=module: module, {"w": view}, dtype, tmp_path)
+        assert found.w.dtype == dtype and torch.equal(found.w.double(), expected)
+
+
 def test_a_network_takes_tensors_in_place() -> None:
     given = {"weight": torch.randn(3, 2), "bias": torch.randn(3)}
     network = fill(lambda: nn.Linear(2, 3), given, torch.float32, Path("m"))

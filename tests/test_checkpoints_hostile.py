@@ -397,8 +397,8 @@ class Empty(nn.Module):
 @pytest.mark.parametrize(
     ("settings", "says"),
     [
-        ({"layers": 10**9}, "'layers' = 1e.09 is beyond anything that can be built"),
-        ({"width": 10**30}, "'width' = 1e.30 is beyond anything that can be built"),
+        ({"layers": 10**9}, "'layers' = 1e.09 is beyond anything, no network can be built"),
+        ({"width": 10**30}, "'width' = 1e.30 is beyond anything, no network can be built"),
         ({"layers": 4 * 10**6}, "far more than the 4 tensors there are"),
         ({"layers": [2, 10**9]}, "beyond anything"),
         ({"layers": {"a": [[10**9]]}}, "beyond anything"),

@@ -8,13 +8,13 @@ from typing import Any
 import pytest
 import torch
 from layouts import assert_same, count, on_meta, shapes_of, there_and_back
-from text_parts import tiny_bert, tiny_bert_tokenizer, tiny_clip, tiny_t5
+from text_parts import tiny_bert, tiny_bert_tokenizer, tiny_clip, tiny_clip_tokenizer, tiny_t5
 from torch import Tensor
 
 from mezzotint.checkpoints.keymap import renamed, restored
 from mezzotint.checkpoints.layouts import text
 from mezzotint.errors import InputError
-from mezzotint.text import bert
+from mezzotint.text import bert, clip
 from mezzotint.text.clip_network import ClipConfig, ClipText
 from mezzotint.text.weights import read_folder
 
@@ -137,6 +137,25 @@ def test_open_clip_converts_as_the_reference_does(tmp_path: Path) -> None:
     assert shorter["num_hidden_layers"] == 2 and shorter["architectures"] == ["CLIPTextModel"]
 
 
+def test_an_open_clip_of_a_single_file_reads_and_saves_as_the_folder_does(tmp_path: Path) -> None:
+    config, ours = read_folder(tiny_clip(tmp_path / "text_encoder_2", 64, projection=64, act="gelu", heads=1))
+    tiny_clip_tokenizer(tmp_path / "tokenizer_2", pad="!")
+    ways: dict[str, Any] = {"layer": -2, "norm": False, "pooling": "projection"}
+    folder = clip.load_folder(tmp_path / "text_encoder_2", tmp_path / "tokenizer_2", **ways)
+    original = restored(ours, text.open_clip_entries(config)) | {"logit_scale": torch.ones(())}
+    found = text.open_clip_config(shapes_of(original))
+    tensors = renamed(text.without_tail(original, 3, projection=True), text.open_clip_entries(found))
+    words = folder.vocabulary.tokenizer
+    single = clip.from_tensors(found, tensors, words, folder="text_encoder_2", **ways)
+    expected, held = folder.encode(["a crack", ""]), single.encode(["a crack", ""])
+    assert expected.tokens is not None and held.tokens is not None and torch.equal(held.tokens, expected.tokens)
+    assert expected.pooled is not None and held.pooled is not None
+    torch.testing.assert_close(held.pooled, expected.pooled, rtol=1e-6, atol=1e-6)
+    assert single.readings()[0].digest == folder.readings()[0].digest
+    single.save(tmp_path / "saved")
+    assert_same(read_folder(tmp_path / "saved" / "text_encoder_2")[1], ours)
+
+
 def test_a_projection_is_stored_the_other_way_round() -> None:
     """In a matrix that is not square the mistake would show by its shape; published ones are square."""
     ours = {"text_projection.weight": torch.randn(2, 5)}
@@ -147,9 +166,9 @@ def test_a_projection_is_stored_the_other_way_round() -> None:
 def test_clip_and_t5_lose_their_prefix_as_in_the_reference(tmp_path: Path) -> None:
     from diffusers.loaders import single_file_utils as reference
 
-    _, clip = read_folder(tiny_clip(tmp_path / "clip", projection=16))
+    _, first = read_folder(tiny_clip(tmp_path / "clip", projection=16))
     prefix = text.PREFIXES["sdxl"]["text_encoder"]
-    file = {f"{prefix}{name}": tensor for name, tensor in clip.items()} | {"other.weight": torch.ones(1)}
+    file = {f"{prefix}{name}": tensor for name, tensor in first.items()} | {"other.weight": torch.ones(1)}
     assert_same(text.behind(file, prefix), reference.convert_ldm_clip_checkpoint(dict(file)))
     _, t5 = read_folder(tiny_t5(tmp_path / "t5"))
     prefix = text.PREFIXES["sd3"]["text_encoder_3"]
@@ -160,9 +179,9 @@ def test_clip_and_t5_lose_their_prefix_as_in_the_reference(tmp_path: Path) -> No
 def test_prefixes_are_where_the_reference_looks() -> None:
     from diffusers.loaders.single_file_utils import CHECKPOINT_KEY_NAMES as KEYS
 
-    clip, open_clip = "text_model.embeddings.position_embedding.weight", "positional_embedding"
+    table, open_clip = "text_model.embeddings.position_embedding.weight", "positional_embedding"
     first, second = "text_encoder", "text_encoder_2"
-    assert KEYS["clip"].startswith(text.PREFIXES["sd1"][first]) and clip in KEYS["clip"]
+    assert KEYS["clip"].startswith(text.PREFIXES["sd1"][first]) and table in KEYS["clip"]
     assert KEYS["clip_sdxl"].startswith(text.PREFIXES["sdxl"][first])
     assert KEYS["clip_sd3"].startswith(text.PREFIXES["sd3"][first])
     assert KEYS["open_clip"].startswith(text.PREFIXES["sd2"][first])
@@ -204,6 +223,7 @@ def test_ldms_transformer_in_its_original_names_gives_the_same_states(tmp_path: 
 
 def test_ldms_published_transformer_is_known_by_its_shapes() -> None:
     state = on_meta(lambda: bert.LdmBert(bert.BertConfig()))
+    assert count(state) == 581_994_042  # with the U-Net's 872,300,484 the published 1.45 billion
     original = there_and_back(state, text.bert_entries({"encoder_layers": 32}))
     found = text.bert_config(shapes_of(original))
     assert bert.BertConfig.from_config(found) == bert.BertConfig()

@@ -29,6 +29,8 @@ from mezzotint.errors import InputError
 from mezzotint.text import bert, clip, llm, t5
 from mezzotint.text.encoder import TextEncoder
 from mezzotint.text.joint import Joint
+from mezzotint.text.vocabulary import open_tokenizer
+from mezzotint.text.weights import read_folder
 
 LONG = "the crack on the cell, the dark area of the steel " * 6
 PROMPTS = ["a crack on the cell", "", "the cell " * 9, LONG]
@@ -294,6 +296,9 @@ def test_what_is_cut_is_quoted(parts: Path) -> None:
             ["a crack on the cell, the dark area of"]
         )
 
+    with pytest.warns(UserWarning, match=r"reads 40 tokens of a prompt; left out: 'crack on'$"):
+        klein(parts).encode(["x" * 34 + " crack on"])  # one token a letter, six of the template before them
+
 
 def klein(root: Path) -> llm.LanguageModel:
     return llm.load_folder(root / "qwen3", root / "qwen3_tokenizer", torch.float32, (1, 2, 3), 40)
@@ -348,6 +353,7 @@ def test_saved_folders_come_back_and_transformers_opens_them(
         if before is not None and after is not None:
             torch.testing.assert_close(after, before, rtol=0, atol=0)
     assert [r.digest for r in again.readings()] == [r.digest for r in encoder.readings()]
+    assert (tmp_path / "tokenizer" / "processor_config.json").is_file() == (name == "dev")
     sources = {"klein": "qwen3", "dev": "mistral3"}
     for folder in folders:
         source = parts / sources.get(name, folder)
@@ -374,13 +380,20 @@ def test_a_sharded_file_in_another_format_is_opened_as_asked(parts: Path, tmp_pa
 
 
 def test_weights_in_the_format_asked_for_are_not_copied(parts: Path) -> None:
-    from mezzotint.text.vocabulary import open_tokenizer
-    from mezzotint.text.weights import read_folder
-
     config, tensors = read_folder(parts / "text_encoder")
     encoder = clip.from_tensors(config, tensors, open_tokenizer("CLIPTokenizerFast", parts / "tokenizer"))
     held = encoder.network.state_dict()
     assert {k: v.data_ptr() for k, v in held.items()} == {k: tensors[k].data_ptr() for k in held}
+
+
+def test_names_as_newer_transformers_write_them_are_taken_too(parts: Path, tmp_path: Path) -> None:
+    from transformers import CLIPTextModel
+
+    CLIPTextModel.from_pretrained(parts / "text_encoder").save_pretrained(tmp_path)
+    ours = clip.load_folder(tmp_path, parts / "tokenizer")
+    expected = clip.load_folder(parts / "text_encoder", parts / "tokenizer")
+    assert torch.equal(_tokens(ours.encode(PROMPTS)), _tokens(expected.encode(PROMPTS)))
+    assert ours.readings()[0].digest == expected.readings()[0].digest
 
 
 @pytest.mark.parametrize(
@@ -394,13 +407,12 @@ def test_weights_in_the_format_asked_for_are_not_copied(parts: Path) -> None:
         (lambda c, t: c.update(hidden_size=64), "does not fit.*size mismatch"),
         (lambda c, t: c.update(hidden_act="relu6"), "'hidden_act' = 'relu6'; known"),
         (lambda c, t: c.update(num_attention_heads=5), "5 heads do not divide 32"),
+        (lambda c, t: c.update(num_hidden_layers=10**9), "1000000000 layers cannot be in 52 tensors"),
+        (lambda c, t: c.update(num_hidden_layers=True), "'num_hidden_layers' = True"),
         (lambda c, t: c.update(hidden_size="big"), "'hidden_size' = 'big'"),
     ],
 )
 def test_a_clip_that_does_not_fit_is_refused(parts: Path, damage: Callable[[Any, Any], Any], says: str) -> None:
-    from mezzotint.text.vocabulary import open_tokenizer
-    from mezzotint.text.weights import read_folder
-
     config, tensors = read_folder(parts / "text_encoder")
     damage(config, tensors)
     with pytest.raises(InputError, match=says):
@@ -424,6 +436,11 @@ def test_wrong_ways_to_read_are_refused(parts: Path, tmp_path: Path) -> None:
         clip.load_folder(text, tmp_path)
     with pytest.raises(InputError, match=r"5 layers, so layers \(9, 18, 27\) cannot be read"):
         llm.load_folder(parts / "qwen3", parts / "qwen3_tokenizer")
+    config, tensors = read_folder(parts / "text_encoder_3")
+    with pytest.raises(InputError, match="layers cannot be in"):
+        t5.from_tensors(
+            config | {"num_layers": 10**9}, tensors, open_tokenizer("T5TokenizerFast", parts / "tokenizer_3")
+        )
     with pytest.raises(InputError, match="'model_type' is 'clip_text_model'; known here: mistral3"):
         llm.load_folder(text, words)
 

@@ -154,6 +154,8 @@ def tiny_mistral3_tokenizer(folder: Path) -> Path:
     )  # fmt: skip
     tokenizer.chat_template = MISTRAL_TEMPLATE
     tokenizer.save_pretrained(folder)
+    settings = {"processor_class": "PixtralProcessor", "patch_size": 14, "image_token": "[IMG]"}
+    (folder / "processor_config.json").write_text(json.dumps(settings))
     return folder
 
 

@@ -1,6 +1,7 @@
 """Small additions to a model: low-rank adapters (LoRA, DoRA) in the published layouts, and words of their own."""
 
 from mezzotint.adapters.apply import attach, merge
+from mezzotint.adapters.keys import is_adapter
 from mezzotint.adapters.lowrank import BACKBONE, Adapter, Facts, LowRank
 from mezzotint.adapters.places import modules_of
 from mezzotint.adapters.read import describe, read
@@ -14,6 +15,7 @@ __all__ = [
     "LowRank",
     "attach",
     "describe",
+    "is_adapter",
     "merge",
     "modules_of",
     "read",

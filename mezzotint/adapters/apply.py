@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -126,7 +126,9 @@ def combine(weight: Tensor, changes: Sequence[tuple[LowRank, float]]) -> Delta:
     return Delta(torch.cat(downs), torch.cat(ups, dim=1), gain)
 
 
-def _changed(network: Network, part: str, adapters: Weighted, change: Any) -> Network:
+def _changed(
+    network: Network, part: str, adapters: Weighted, change: Callable[[nn.Module, Delta], nn.Module]
+) -> Network:
     """A twin of the network with `change` made to each module that is touched."""
     touched: dict[str, list[tuple[LowRank, float]]] = {}
     for adapter, strength in adapters:

@@ -15,6 +15,9 @@ DIFFUSERS = (
     "lora_adapter_metadata"  # JSON in the header of a safetensors file; peft keeps the same in adapter_config.json
 )
 WORDS = 8
+# Patterns are regular expressions out of a stranger's file: names with dots, and a few "anything" between them, are all
+# that is read, so that none can take forever.
+PATTERN = re.compile(r"\^?[\w.\\-]*(\.\*[\w.\\-]*){0,3}\$?")
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,11 +43,24 @@ def settings(metadata: Mapping[str, str]) -> dict[str, Settings]:
     found: dict[str, Settings] = {}
     for prefix in prefixes:
         alpha, patterns = data[f"{prefix}lora_alpha"], data.get(f"{prefix}alpha_pattern") or {}
-        if not isinstance(alpha, (int, float)) or not isinstance(patterns, dict):
-            raise InputError(f"the header's {prefix}lora_alpha = {alpha!r} is not a number.")
+        if not isinstance(patterns, dict) or not all(isinstance(a, (int, float)) for a in (alpha, *patterns.values())):
+            raise InputError(
+                f"the header's {prefix}lora_alpha or {prefix}alpha_pattern has something other than numbers."
+            )
+        for pattern in patterns:
+            _check_pattern(pattern)
         stabilised = bool(data.get(f"{prefix}use_rslora", False))
         found[prefix.removesuffix(".")] = Settings(float(alpha), patterns, stabilised)
     return found
+
+
+def _check_pattern(pattern: str) -> None:
+    try:
+        re.compile(pattern)
+    except re.error as error:
+        raise InputError(f"the header's alpha pattern {pattern[:60]!r} is no regular expression: {error}") from error
+    if not PATTERN.fullmatch(pattern):
+        raise InputError(f"the header's alpha pattern {pattern[:60]!r} is not read: only names, with .* between them.")
 
 
 def base(metadata: Mapping[str, str]) -> str | None:
@@ -76,7 +92,7 @@ def _json(metadata: Mapping[str, str], key: str) -> dict[str, Any]:
         return {}
     try:
         data = json.loads(text)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise InputError(f"the header's {key} is not JSON: {error}") from error
     if not isinstance(data, dict):
         raise InputError(f"the header's {key} is not a JSON object.")

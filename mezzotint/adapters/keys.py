@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from torch import Tensor
@@ -47,6 +47,15 @@ class Stored:
     magnitude: Tensor | None  # (out,)
 
 
+def is_adapter(names: Iterable[str]) -> bool:
+    """Whether the keys are an adapter's, of a kind that can be used or of one that `gather` refuses by name."""
+    for name in names:
+        match = KEY.fullmatch(name)
+        if (match and match.lastgroup in ("down", "up")) or re.search(r"\.(lokr|hada|oft|boft)_", name):
+            return True
+    return False
+
+
 def gather(tensors: Mapping[str, Tensor]) -> list[Stored]:
     """Group the tensors of a file by module; InputError for kinds of adapter that are not LoRA, and for loose ends."""
     for ending, kind in REFUSED.items():
@@ -78,7 +87,7 @@ def _stored(stem: str, found: Mapping[str, Tensor]) -> Stored:
     alpha, down, up = found.get("alpha"), found["down"], found["up"]
     if alpha is not None and alpha.numel() != 1:
         raise InputError(f"{stem}.alpha is not one number but has the shape {tuple(alpha.shape)}.")
-    if min(down.ndim, up.ndim) < 2 or up.shape[1] != down.shape[0]:
+    if min(down.ndim, up.ndim) < 2 or up.shape[1] != down.shape[0] or 0 in (*down.shape, *up.shape):
         raise InputError(f"{stem}: matrices of {tuple(up.shape)} and {tuple(down.shape)} cannot be multiplied.")
     magnitude = found.get("magnitude")
     if magnitude is None and (magnitude := found.get("dora_scale")) is not None and len(magnitude) != len(up):

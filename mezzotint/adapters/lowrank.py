@@ -43,7 +43,7 @@ class Facts:
     format: str  # peft, diffusers, kohya or original
     modules: int  # that the file names
     ranks: tuple[int, ...]  # every one that occurs, ascending
-    scales: tuple[float, ...]  # every one that occurs, ascending: alpha / rank
+    scales: tuple[float, ...]  # every factor of up down that occurs, ascending
     parameters: int  # numbers stored, alphas apart
     magnitudes: bool  # DoRA
     family: str | None  # that the widths fit

@@ -82,11 +82,11 @@ class Places:
         prefix, name = divided(stem)
         if prefix in KOHYA:
             return self._names.get(KOHYA[prefix], {}).get(name)
-        parts = [PREFIXES[prefix]] if prefix in PREFIXES else list(self._names)  # a file of one part may not name it
+        parts = [PREFIXES[prefix]] if prefix in PREFIXES else list(self._names)  # a file may leave it out
         for spelled in (name, modern(name)):
-            for part in parts:
-                if place := self._names.get(part, {}).get(spelled):
-                    return place
+            found = [place for part in parts if (place := self._names.get(part, {}).get(spelled))]
+            if len(found) == 1 or (found and found[0].part == BACKBONE):  # two text encoders have the same names
+                return found[0]
         return None
 
 
@@ -102,8 +102,10 @@ def divided(stem: str) -> tuple[str, str]:
 
 
 def modern(name: str) -> str:
-    """The folder's name of a module as diffusers spelled it before it used peft (attention processors had their own
-    tensors)."""
+    """The folder's name of a module as diffusers spelled it before it used peft.
+
+    An attention's processor held the matrices, and a text encoder's projections had the backbone's names.
+    """
     name = name.replace(".processor.", ".")
     if "self_attn.to_" in name:  # text encoders
         stem, _, last = name.rpartition(".")
@@ -121,7 +123,7 @@ def _names(part: str, shapes: Shapes, rows: Sequence[Row]) -> dict[str, Place | 
     original = {
         re.sub(r"^(model\.)?diffusion_model\.", "", row.theirs): Place(part, row.ours, row.change)
         for row in rows
-        if all(name in shapes for name in row.ours)
+        if row.ours and all(name in shapes for name in row.ours)
     }
     return _underscored(original) | _underscored(own) | original | own
 

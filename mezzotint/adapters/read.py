@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 
 import torch
@@ -59,7 +60,10 @@ def read(
 
 
 def _misfit(facts: Facts, lost: list[str], misshapen: list[str]) -> str:
-    problems = [listing(lost, "modules that this model has not"), listing(misshapen, "modules of another shape")]
+    problems = [
+        listing(lost, f"of {facts.modules} modules have no place in this model"),
+        listing(misshapen, f"of {facts.modules} modules have another shape here"),
+    ]
     trained = f" It was trained on {facts.base}." if facts.base else ""
     made_for = f"By its widths it is for {facts.family}." if facts.family else "Use it with the model it was made for."
     return f"the adapter does not fit: {'; '.join(p for p in problems if p)}.\n{made_for}{trained}"
@@ -98,6 +102,8 @@ def _strengthened(item: Stored, settings: Mapping[str, header.Settings]) -> LowR
     prefix, name = divided(item.stem)
     said = settings.get(prefix) or settings.get("") or header.Settings()
     alpha = said.alpha_of(name) if item.alpha is None else item.alpha
+    if alpha is not None and not math.isfinite(alpha):
+        raise InputError(f"{item.stem}: alpha is {alpha}, so the file is damaged.")
     return LowRank(item.stem, item.down, item.up, alpha, said.stabilised and item.alpha is None, item.magnitude)
 
 
@@ -111,7 +117,7 @@ def _spread(low: LowRank, place: Place) -> list[LowRank]:
     try:
         ups = place.change.split(low.up.flatten(1))
         magnitudes = (None,) * len(ups) if low.magnitude is None else place.change.split(low.magnitude)
-    except (InputError, RuntimeError):
+    except (InputError, RuntimeError, ValueError):
         return []
     return [_named(low, *three) for three in zip(place.modules, ups, magnitudes, strict=True)]
 

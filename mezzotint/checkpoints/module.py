@@ -14,12 +14,13 @@ from torch import Tensor, nn
 from torch.nn.modules import module as registry
 
 from mezzotint.checkpoints.pages import Pages
-from mezzotint.checkpoints.tensors import PIECE
 from mezzotint.errors import InputError
 
 Network = TypeVar("Network", bound=nn.Module)
 
 LARGEST = 2**22  # no count or width in a published configuration comes near it
+AT_ONCE = 30_000  # numbers converted and checked while they are in the cache; below torch's threshold for threads
+RELEASED = 2**20  # numbers after which the memory they came from is given back
 
 
 def fill(
@@ -75,7 +76,7 @@ def _refuse_absurd(key: str, value: object) -> None:
         for item in value.values():
             _refuse_absurd(key, item)
     elif isinstance(value, int) and abs(value) > LARGEST:
-        raise InputError(f"'{key}' = {value:.6g} is beyond anything that can be built: use the published file")
+        raise InputError(f"'{key}' = {value:.6g} is beyond anything, no network can be built: use the published one")
 
 
 def _built(build: Callable[[], Network], tensors: int, at: Path) -> Network:
@@ -119,20 +120,25 @@ def _placed(what: str, tensor: Tensor, dtype: torch.dtype, device: torch.device,
         _refuse_not_finite(what, tensor, tensor)
         return tensor
     result = torch.empty_like(tensor, dtype=dtype, device=device)
-    for source, target in zip(_in_order(tensor), _in_order(result), strict=True):
-        target.copy_(source)
-        _refuse_not_finite(what, target, source)
+    for source, target in _in_order(tensor, result, RELEASED):
+        for numbers, place in _in_order(source, target, AT_ONCE):
+            place.copy_(numbers)
+            if not _bounded(place):
+                _refuse_not_finite(what, place, numbers)
         pages.release(source)
     return result
 
 
-def _in_order(tensor: Tensor) -> tuple[Tensor, ...]:
-    """Views of a tensor, a few megabytes each, in the order of their memory where that has no gaps."""
-    axes = sorted(range(tensor.ndim), key=lambda axis: -tensor.stride(axis))
-    tensor = tensor.permute(axes)
-    if tensor.is_contiguous():
-        return tensor.view(-1).split(PIECE)
-    return tensor.split(max(1, PIECE * len(tensor) // tensor.numel()))
+def _in_order(source: Tensor, target: Tensor, numbers: int) -> Iterator[tuple[Tensor, Tensor]]:
+    """Views of about so many numbers of two tensors, place for place, in the order of the source's memory."""
+    if not source.numel():
+        return
+    axes = sorted(range(source.ndim), key=lambda axis: -source.stride(axis))
+    source, target = source.permute(axes), target.permute(axes)
+    if source.is_contiguous() and target.is_contiguous():
+        source, target = source.view(-1), target.view(-1)
+    rows = max(1, numbers * len(source) // source.numel())
+    yield from zip(source.split(rows), target.split(rows), strict=True)
 
 
 def _refuse_not_finite(what: str, numbers: Tensor, source: Tensor) -> None:
@@ -148,11 +154,15 @@ def _refuse_not_finite(what: str, numbers: Tensor, source: Tensor) -> None:
 def _finite(numbers: Tensor) -> bool:
     if not numbers.is_floating_point():
         return True
-    for piece in _in_order(numbers) if numbers.numel() else ():
-        bounds = torch.aminmax(piece.float() if piece.itemsize == 1 else piece)  # NaN wins over every number
-        if not all(math.isfinite(bound.item()) for bound in bounds):
-            return False
-    return True
+    return all(_bounded(piece) for piece, _ in _in_order(numbers, numbers, RELEASED))
+
+
+def _bounded(piece: Tensor) -> bool:
+    """Whether a piece holds numbers only: its least and its largest are finite, for NaN wins over every number."""
+    if not piece.is_floating_point():
+        return True
+    least, largest = torch.aminmax(piece.float() if piece.itemsize == 1 else piece)
+    return math.isfinite(least.item()) and math.isfinite(largest.item())
 
 
 def _misshapen(expected: Mapping[str, Tensor], tensors: Mapping[str, Tensor]) -> list[str]:

@@ -34,7 +34,7 @@ class BertConfig:
     def from_config(cls, data: Mapping[str, Any]) -> BertConfig:
         """From config.json; training settings and the like are passed over."""
         config = cls(**{key: data[key] for key in cls.__slots__ if key in data})
-        wrong = [key for key in cls.__slots__ if not isinstance(getattr(config, key), int) or getattr(config, key) < 1]
+        wrong = [key for key in cls.__slots__ if type(getattr(config, key)) is not int or getattr(config, key) < 1]
         if wrong:
             raise InputError(f"LDM's BERT: '{wrong[0]}' = {getattr(config, wrong[0])!r} is not a number of anything")
         if data.get("activation_function", "gelu") != "gelu":
@@ -172,7 +172,7 @@ def from_tensors(
 ) -> Bert:
     """LDM's BERT from config.json's content and tensors under diffusers' names."""
     settings = BertConfig.from_config(config)
-    network = fill(lambda: LdmBert(settings), tensors, dtype, at)
+    network = fill(lambda: LdmBert(settings), settings.encoder_layers, tensors, dtype, at)
     vocabulary = Vocabulary(
         tokenizer, settings.max_position_embeddings, tokenizer.pad_token_id, tokenizer.cls_token_id,
         tokenizer.sep_token_id,

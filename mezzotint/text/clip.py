@@ -188,7 +188,9 @@ def from_tensors(
     named = {key if key.startswith("text_projection") else f"{prefix}{key}": value for key, value in tensors.items()}
     named = {key: value for key, value in named.items() if key not in OUTSIDE}
     settings = ClipConfig.from_config(config)
-    network = fill(lambda: ClipText(settings, "text_projection.weight" in named), named, dtype, at)
+    network = fill(
+        lambda: ClipText(settings, "text_projection.weight" in named), settings.num_hidden_layers, named, dtype, at
+    )
     length = min(settings.max_position_embeddings, 77)
     kept = {key: value for key, value in config.items() if not isinstance(value, Mapping)}
     return Clip(

@@ -48,7 +48,7 @@ class ClipConfig:
         config = cls(**{key: data[key] for key in cls.__slots__ if key in data})
         for key in cls.__slots__:
             kind, value = type(getattr(cls(), key)), getattr(config, key)
-            if not isinstance(value, kind) or (kind is int and value < 1):
+            if type(value) is not kind or (kind is int and value < 1):
                 raise InputError(f"CLIP: '{key}' = {value!r} is not of the kind it must be: {kind.__name__}")
         if config.hidden_act not in ACTIVATIONS:
             raise InputError(f"CLIP: 'hidden_act' = {config.hidden_act!r}; known: {', '.join(ACTIVATIONS)}")

@@ -93,7 +93,7 @@ class LanguageModel:
         """tokens (B, N, layers * D), N the fixed length; a longer prompt is cut with a warning, template and all."""
         if chunked:
             raise InputError("a language model cannot read a prompt in pieces: give it a greater length")
-        ids, real = self.vocabulary.rows([self.template.around(prompt) for prompt in prompts])
+        ids, real = self.vocabulary.rows([self.template.around(prompt) for prompt in prompts], tail=self.template.after)
         device = self.network.embed_tokens.weight.device
         states = self.network(
             input_ids=ids[:, 0].to(device), attention_mask=real[:, 0].long().to(device), output_hidden_states=True,
@@ -161,7 +161,7 @@ def from_tensors(
         decoder["layer_types"] = decoder["layer_types"][:last]
     prefix = next((p for p in PREFIXES if f"{p}embed_tokens.weight" in tensors), "")
     held, rest = _divided(tensors, prefix, last, normed=last == total)
-    network = fill(lambda: _build(decoder, normed=last == total), held, dtype, at)
+    network = fill(lambda: _build(decoder, normed=last == total), last, held, dtype, at)
     pad = tokenizer.pad_token_id
     if pad is None:
         raise InputError(f"the tokenizer of {at} has no padding token")

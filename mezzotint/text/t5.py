@@ -152,7 +152,7 @@ def from_tensors(
     held = {key: value for key, value in tensors.items() if not key.startswith(("decoder.", "lm_head."))}
     table = held.get(SHARED, held.get(TIED))
     held |= {} if table is None else {SHARED: table, TIED: table}
-    network = fill(lambda: T5EncoderModel(T5Config(**config)), held, dtype, at)
+    network = fill(lambda: T5EncoderModel(T5Config(**config)), config.get("num_layers", 6), held, dtype, at)
     network.encoder.embed_tokens.weight = network.shared.weight
     vocabulary = Vocabulary(tokenizer, length, tokenizer.pad_token_id, end=tokenizer.eos_token_id)
     return T5(network, vocabulary, folder, name or folder, dict(config))

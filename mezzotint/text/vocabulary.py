@@ -7,6 +7,7 @@ import gzip
 import importlib.util
 import json
 import re
+import shutil
 import tempfile
 import warnings
 from collections.abc import Mapping, Sequence
@@ -23,6 +24,7 @@ from mezzotint.errors import InputError
 from mezzotint.text.weights import MISSING
 
 WORD_FILES = ("tokenizer.json", "vocab.json", "vocab.txt", "spiece.model")
+PROCESSOR_FILES = ("processor_config.json", "preprocessor_config.json", "chat_template.jinja", "chat_template.json")
 CLIP_PACKAGE, CLIP_VERSION = "open_clip_torch", "3.3.0"  # MIT; its vocabulary file alone is used
 CLIP_MERGES = 49152 - 256 - 2  # 256 bytes, each also as the end of a word, 2 special tokens; 49408 in all
 
@@ -70,14 +72,17 @@ class Vocabulary:
         """Rows that the longest prompt needs."""
         return max((-(-len(ids) // self.room) for ids, _, _ in self._read(prompts)), default=1) or 1
 
-    def rows(self, prompts: Sequence[str], pieces: int = 1) -> tuple[Tensor, Tensor]:
-        """Numbers (B, pieces, length) and where they are real, start and end included; what does not fit is quoted."""
+    def rows(self, prompts: Sequence[str], pieces: int = 1, tail: str = "") -> tuple[Tensor, Tensor]:
+        """Numbers (B, pieces, length) and where they are real, start and end included.
+
+        What does not fit is quoted in a warning, without the `tail` that every prompt was given.
+        """
         numbers: list[list[int]] = []
         real: list[list[bool]] = []
         for ids, offsets, text in self._read(prompts):
             fits = pieces * self.room
             if len(ids) > fits:
-                rest = text[offsets[fits][0] :].strip()
+                rest = text[offsets[fits][0] :].removesuffix(tail).strip()
                 warnings.warn(f"this model reads {fits} tokens of a prompt; left out: {rest!r}", stacklevel=4)
             for i in range(pieces):
                 row = ids[i * self.room : min((i + 1) * self.room, fits)]
@@ -102,8 +107,12 @@ class Vocabulary:
         return replace(self, tokenizer=tokenizer)
 
     def save(self, folder: Path) -> None:
-        """Write the tokenizer as transformers reads it."""
+        """Write the tokenizer as transformers reads it, with the files of a processor that stood beside it."""
         self.tokenizer.save_pretrained(folder)
+        source = Path(self.tokenizer.name_or_path)
+        for name in PROCESSOR_FILES:
+            if (source / name).is_file() and not (folder / name).exists():
+                shutil.copyfile(source / name, folder / name)
 
     def _bound(self, token: int | None) -> tuple[int, ...]:
         return () if token is None else (token,)

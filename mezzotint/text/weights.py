@@ -55,12 +55,16 @@ def write_folder(folder: Path, config: Mapping[str, Any], tensors: Mapping[str, 
     write_json(folder / "config.json", dict(config))
 
 
-def fill(build: Callable[[], Network], tensors: Mapping[str, Tensor], dtype: torch.dtype | None, at: object) -> Network:
-    """Build a network on the meta device and put the tensors in place, in evaluation mode and frozen.
+def fill(
+    build: Callable[[], Network], layers: object, tensors: Mapping[str, Tensor], dtype: torch.dtype | None, at: object
+) -> Network:
+    """Build a network of so many layers on the meta device and put the tensors in place, frozen and for evaluation.
 
     Tensors already in `dtype` (or all, where it is None) are not copied. Tables outside the state dict, which
     transformers computes from the settings, are computed again. InputError where tensors and configuration disagree.
     """
+    if not isinstance(layers, int) or not 0 <= layers <= len(tensors):  # before anyone builds a thousand million
+        raise InputError(f"{at} does not fit its configuration: {layers} layers cannot be in {len(tensors)} tensors")
     try:
         with torch.device("meta"):
             network = build()
