@@ -193,7 +193,7 @@ def test_saving_refuses_a_codec_the_contract_does_not_speak_of(tmp_path: Path) -
         (lambda m: (m / "unet" / "config.json").write_text('{"_class_name": "UNet2DModel", "layer": 3}'), "layer"),
         (lambda m: reconfigure(m, block_out_channels="big"), "not of the kind it must be"),
         (lambda m: reconfigure(m, norm_num_groups=0), "no network can be built|norm_num_groups"),
-        (lambda m: reconfigure(m, block_out_channels=[10**12, 32]), "beyond anything that can be built"),
+        (lambda m: reconfigure(m, block_out_channels=[10**12, 32]), "no network can be built"),
         (lambda m: reconfigure(m, layers_per_block=None), "not of the kind it must be"),
         (lambda m: reconfigure(m, in_channels=4), "in_channels is 3 in .* but 4 in"),
         (lambda m: reconfigure(m, down_block_types=["Odd", "AttnDownBlock2D"]), "no network can be built.*Odd"),
