@@ -546,6 +546,7 @@ def test_magnitudes_in_some_modules_have_kohyas_layout_alone(ours: UNet) -> None
 
 def test_changes_of_several_adapters_add_up() -> None:
     """W' = W + sum of (W'_i - W), with magnitudes and without, beside the weights and merged into them."""
+    torch.manual_seed(0)
     network = Bare()
     randomise(network)
     adapters: list[tuple[Adapter, float]] = []

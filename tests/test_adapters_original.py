@@ -152,6 +152,7 @@ def test_flux2_equals_the_reference(style: str) -> None:
 
 def test_stable_diffusion_3_equals_the_reference() -> None:
     """The folder's names, as diffusers' trainers write them, and with underscores, as OneTrainer does."""
+    torch.manual_seed(0)
     network, _, _ = case("mmdit")
     theirs = diffusers.SD3Transformer2DModel(**MMDIT)
     theirs.load_state_dict(network.state_dict(), strict=False)
@@ -176,6 +177,7 @@ def test_stable_diffusion_3_equals_the_reference() -> None:
 
 def test_text_encoders_equal_the_reference() -> None:
     """kohya's names for the first encoder, through the reference's conversion and peft."""
+    torch.manual_seed(0)
     sizes = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
     ends = {"vocab_size": 60, "bos_token_id": 58, "eos_token_id": 59, "pad_token_id": 59}
     theirs = transformers.CLIPTextModel(transformers.CLIPTextConfig(**sizes, **ends)).eval()
