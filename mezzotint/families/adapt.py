@@ -13,9 +13,9 @@ from mezzotint.adapters import BACKBONE, Adapter, attach, merge, modules_of, rea
 from mezzotint.checkpoints import find_weights, open_tensors, read_metadata
 from mezzotint.checkpoints.keymap import Entry
 from mezzotint.errors import InputError
-from mezzotint.families.load import FAMILIES
 from mezzotint.families.model import Model
 from mezzotint.families.parts import BACKBONES, kind_of
+from mezzotint.families.registry import FAMILIES
 from mezzotint.layers.config import write_config
 from mezzotint.text import TextEncoder
 from mezzotint.text.clip import Clip

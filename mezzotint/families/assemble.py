@@ -15,14 +15,20 @@ from mezzotint.contract import Contract, DtypeFacts, LatentFacts, Licence, TextF
 from mezzotint.errors import InputError
 from mezzotint.families.family import Asked, Family
 from mezzotint.families.materials import Material, Materials
-from mezzotint.families.model import Model
+from mezzotint.families.model import Model, placed
 from mezzotint.families.parts import AUTOENCODERS, BACKBONES, Part, configured
 
 HALVES = ("float32", "bfloat16", "float16")
 
 
 def assemble(
-    family: Family, materials: Materials, asked: Asked, device: str | torch.device, dtype: torch.dtype, force: bool
+    family: Family,
+    materials: Materials,
+    asked: Asked,
+    device: str | torch.device,
+    dtype: torch.dtype,
+    force: bool,
+    offload: bool = False,
 ) -> Model:
     """Build every part in place and write the contract; InputError where parts are missing or do not fit each other."""
     question = family.asks(materials)
@@ -38,7 +44,7 @@ def assemble(
     limits = {"dtype": wanted if wanted in dtypes.backbone else " or ".join(dtypes.backbone)}
     overrides = agree("", limits, materials.path, {"dtype": wanted}, materials.path, force)
 
-    backbone = built(part, config, material, dtype).to(device)
+    backbone = built(part, config, material, dtype)
     codec = codec_of(materials, family, dtype if wanted in dtypes.codec else torch.float32)
     text = family.text(materials, dtype) if family.text else None
     contract = Contract(
@@ -49,8 +55,7 @@ def assemble(
         **facts,
     ).overridden(overrides)
     contract = check_backbone(contract, materials.path, part.facts(config), "", material.at, force)
-    codec.autoencoder.to(device)
-    return Model(contract, backbone, codec, text.to(device) if text else None, materials.path)
+    return placed(Model(contract, backbone, codec, text, materials.path), device, offload)
 
 
 def built(part: Part, config: Any, material: Material, dtype: torch.dtype) -> nn.Module:

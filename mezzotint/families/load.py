@@ -9,21 +9,13 @@ import torch
 from mezzotint.checkpoints import open_tensors, read_json
 from mezzotint.contract import FILE
 from mezzotint.errors import InputError
-from mezzotint.families import ddpm, dit, flux2, ldm, native, sd1, sd2, sd35, sdxl
+from mezzotint.families import native
 from mezzotint.families.assemble import assemble
 from mezzotint.families.family import Asked, Family
 from mezzotint.families.materials import INDEX, Materials, read_folder, read_original, shapes_of
 from mezzotint.families.model import Model
+from mezzotint.families.registry import FAMILIES
 from mezzotint.process import Prediction
-
-# The first that fits: what is told apart by an addition stands before what lacks it.
-FAMILIES: dict[str, Family] = {
-    family.name: family
-    for family in (
-        sdxl.FAMILY, sdxl.REFINER, sd1.FAMILY, sd2.FAMILY, sd35.FAMILY, flux2.FAMILY, dit.FAMILY,
-        ldm.TEXT, ldm.CLASSES, ldm.FAMILY, ddpm.FAMILY,
-    )
-}  # fmt: skip
 
 
 def load(
@@ -34,22 +26,24 @@ def load(
     *,
     prediction: Prediction | str | None = None,
     parts: str | Path | None = None,
+    offload: bool = False,
 ) -> Model:
     """Open a checkpoint, check every part against its contract, and return it ready to generate.
 
     A folder of Mezzotint or of diffusers, or an original single file. `prediction` answers what a file cannot say
     (Stable Diffusion 2: epsilon or velocity); `parts` is a folder with what a single file lacks (tokenizer, vae,
-    text_encoder). `force` lets mismatches pass and writes them into the model's lineage. InputError says what was found
-    instead.
+    text_encoder). `offload` keeps every part on the CPU but for the time that it works on `device`; on the CPU itself,
+    parts that are mapped from files give their memory back between uses. `force` lets mismatches pass and writes them
+    into the model's lineage. InputError says what was found instead.
     """
     path = Path(path)
     if not path.exists():
         raise InputError(f"no such checkpoint: {path}")
     if is_native(path):
-        return native.load(path, device, dtype, force)
+        return native.load(path, device, dtype, force, offload)
     asked = Asked(prediction=None if prediction is None else named(prediction))
     family, materials = gather(path, Path(parts) if parts else None)
-    return assemble(family, materials, asked, device, dtype, force)
+    return assemble(family, materials, asked, device, dtype, force, offload)
 
 
 def is_native(path: Path) -> bool:

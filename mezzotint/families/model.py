@@ -4,19 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, cast
+from typing import Literal, cast
+
+import torch
+from torch import nn
 
 from mezzotint.checkpoints.pages import Pages
 from mezzotint.codec import Codec
 from mezzotint.contract import Contract
 from mezzotint.process import Process
 from mezzotint.text import TextEncoder
-
-if TYPE_CHECKING:
-    import torch
-    from torch import nn
 
 PartName = Literal["text", "backbone", "codec"]
 
@@ -56,6 +55,17 @@ class Model:
 
     def _first(self) -> torch.Tensor:
         return cast("torch.Tensor", next(self.backbone.parameters()))
+
+
+def placed(model: Model, device: str | torch.device, offload: bool) -> Model:
+    """The model with its parts on the device, or resting on the CPU and coming there while they work."""
+    if offload:
+        return replace(model, works_on=torch.device(device))
+    model.backbone.to(device)
+    model.codec.autoencoder.to(device)
+    if model.text is not None:
+        model.text.to(device)
+    return model
 
 
 @contextmanager

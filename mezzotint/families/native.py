@@ -10,10 +10,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mezzotint.checkpoints import fill, read_json, read_part, write_folder, write_tensors
+from mezzotint.checkpoints import fill, read_json, read_part, write_folder, write_sharded
+from mezzotint.checkpoints.pages import Pages
 from mezzotint.codec import Codec
 from mezzotint.contract import (
     FILE,
+    Contract,
     TextFacts,
     agree,
     check_backbone,
@@ -24,11 +26,14 @@ from mezzotint.contract import (
 )  # fmt: skip
 from mezzotint.digests import tensors_digest
 from mezzotint.errors import InputError
-from mezzotint.families.model import Model
+from mezzotint.families.materials import read_folder
+from mezzotint.families.model import Model, placed
 from mezzotint.families.parts import AUTOENCODERS, BACKBONES, Part, configured, kind_of
+from mezzotint.families.registry import FAMILIES
 from mezzotint.families.scheduler import scheduler_config
 from mezzotint.files import write_json
 from mezzotint.layers.config import write_config
+from mezzotint.text import TextEncoder
 from mezzotint.text.minilm import load_saved
 
 INDEX, STEM, MARK = "model_index.json", "diffusion_pytorch_model", "Mezzotint"
@@ -40,7 +45,7 @@ def save(model: Model, path: Path, dtype: torch.dtype | None = None) -> Model:
     `dtype` stores the backbone narrower (float16 halves the file); the codec keeps its own. The contract gets the
     digest of the weights as stored; a codec or text encoder that the contract does not speak of is refused.
     """
-    path = Path(path)
+    path, model = Path(path), identified(model)
     backbone, codec = model.backbone, model.codec
     name, part = kind_of(BACKBONES, backbone)
     vae_name, vae = kind_of(AUTOENCODERS, codec.autoencoder)
@@ -66,7 +71,21 @@ def save(model: Model, path: Path, dtype: torch.dtype | None = None) -> Model:
     return replace(model, contract=contract, path=write_folder(path, write))
 
 
-def load(path: Path, device: str | torch.device, dtype: torch.dtype, force: bool) -> Model:
+def identified(model: Model) -> Model:
+    """The model with the digests that its contract still lacks: published checkpoints come without them.
+
+    A pass over the weights, about a second per gigabyte.
+    """
+    contract, pages = model.contract, Pages()
+    if not contract.weights:
+        weights = tensors_digest(model.backbone.state_dict(), pages.release)
+        contract = contract.model_copy(update={"weights": weights})
+    if model.text and contract.text and not all(facts.digest for facts in contract.text.encoders):
+        contract = contract.model_copy(update={"text": TextFacts.of(model.text)})
+    return replace(model, contract=contract)
+
+
+def load(path: Path, device: str | torch.device, dtype: torch.dtype, force: bool, offload: bool = False) -> Model:
     """Read a model folder; every part is checked against contract.json, and `force` records what it lets pass.
 
     Weights are mapped from disk and put in place; in their stored dtype they are not copied. Digests are verified on
@@ -84,8 +103,9 @@ def load(path: Path, device: str | torch.device, dtype: torch.dtype, force: bool
     folder = path / found[0][1].folder
     part, config = _read_config(BACKBONES, folder)
     tensors = read_part(folder, STEM)
-    contract = check_backbone(contract, at, part.facts(config), tensors_digest(tensors), folder, force)
-    backbone = fill(lambda: part.network(config), tensors, dtype, folder).to(device)
+    digest = tensors_digest(tensors, Pages().release)
+    contract = check_backbone(contract, at, part.facts(config), digest, folder, force)
+    backbone = fill(lambda: part.network(config), tensors, dtype, folder)
 
     folder = path / "vae"
     part, config = _read_config(AUTOENCODERS, folder)
@@ -93,11 +113,27 @@ def load(path: Path, device: str | torch.device, dtype: torch.dtype, force: bool
     tensors = read_part(folder, STEM)
     exact = Codec(fill(lambda: part.network(config), tensors, torch.float32, folder), contract.latent.space())
     contract = check_codec(contract, at, exact, folder, force)
-    codec = Codec(exact.autoencoder.to(device, codec_dtype), exact.space)
+    codec = Codec(exact.autoencoder.to(dtype=codec_dtype), exact.space)
 
-    text = load_saved(path) if (path / "text_encoder").is_dir() else None
+    text = read_text(path, contract)
     contract = check_text(contract, at, TextFacts.of(text) if text else None, path / "text_encoder", force)
-    return Model(contract, backbone, codec, text.to(device) if text else None, path)
+    if text is not None and contract.family in FAMILIES:
+        for network in text.networks.values():
+            network.to(dtype)
+    return placed(Model(contract, backbone, codec, text, path), device, offload)
+
+
+def read_text(path: Path, contract: Contract) -> TextEncoder | None:
+    """The text encoder beside the weights: a published family's own, as that family reads it, or MiniLM.
+
+    In float32, which is what its digest is made of.
+    """
+    if not any(entry.is_dir() for entry in path.glob("text_encoder*")):
+        return None
+    family = FAMILIES.get(contract.family)
+    if family is not None and family.text is not None:
+        return family.text(read_folder(path), torch.float32)
+    return load_saved(path)
 
 
 def _read_config(parts: Mapping[str, Part], folder: Path) -> tuple[Part, Any]:
@@ -107,7 +143,7 @@ def _read_config(parts: Mapping[str, Part], folder: Path) -> tuple[Part, Any]:
 
 def _write_part(folder: Path, name: str, config: Any, tensors: Mapping[str, Tensor]) -> None:
     write_json(folder / "config.json", write_config(config, name))
-    write_tensors(folder / f"{STEM}.safetensors", tensors)
+    write_sharded(folder, STEM, tensors)
 
 
 def _stored(tensor: Tensor, dtype: torch.dtype | None) -> Tensor:
