@@ -13,7 +13,7 @@ from mezzotint.codec.flux2_vae import Flux2VAE, latent_space
 from mezzotint.codec.pixels import Pixels, PixelsConfig
 from mezzotint.contract import Contract, DtypeFacts, LatentFacts, Licence, TextFacts, agree, check_backbone
 from mezzotint.errors import InputError
-from mezzotint.families.family import Asked, Family
+from mezzotint.families.family import Asked, Family, unanswered
 from mezzotint.families.materials import Material, Materials
 from mezzotint.families.model import Model, placed
 from mezzotint.families.parts import AUTOENCODERS, BACKBONES, Part, configured
@@ -31,8 +31,8 @@ def assemble(
     offload: bool = False,
 ) -> Model:
     """Build every part in place and write the contract; InputError where parts are missing or do not fit each other."""
-    question = family.asks(materials)
-    if question and asked == Asked():
+    question = unanswered(family, materials, asked)
+    if question:
         raise InputError(f"{materials.path}: {question}")
     facts = family.facts(materials, asked)
     material = materials.material(family.backbone, f"without it there is no {family.title}")

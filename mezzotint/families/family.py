@@ -46,6 +46,13 @@ class Family:
     notes: Callable[[Materials], tuple[str, ...]] = lambda materials: ()  # what the files do not say, assumed
 
 
+def unanswered(family: Family, materials: Materials, asked: Asked) -> str | None:
+    """The question that the files leave open and the user has not answered."""
+    question = family.asks(materials)
+    answer = asked.distilled if question and "--distilled" in question else asked.prediction
+    return question if answer is None else None
+
+
 def beside(materials: Materials, part: str) -> Path:
     """Where a part was found, for messages."""
     return materials.parts[part].at if part in materials.parts else materials.path

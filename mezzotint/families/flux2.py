@@ -33,7 +33,7 @@ def told(materials: Materials) -> bool:
 
 def asks(materials: Materials) -> str | None:
     """klein's base and distilled models are the same network: a folder says which it is, a single file does not."""
-    if told(materials) or materials.layout == "diffusers":
+    if told(materials) or materials.layout == "diffusers" or "is_distilled" in materials.index:
         return None
     return (
         "the file does not say whether this is klein distilled (4 steps, no guidance) or klein base (50 steps, "

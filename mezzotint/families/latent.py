@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
@@ -88,7 +89,10 @@ def stated(materials: Materials) -> Prediction | None:
 
 
 def side(materials: Materials, usual: int, factor: int = 8) -> tuple[int, int]:
-    """Width and height in pixels of the training images: the sample size in latents where a file states it."""
+    """Width and height in pixels of the training images: as a header says, or the sample size in latents."""
+    said = re.fullmatch(r"(\d+)x(\d+)", materials.metadata.get("modelspec.resolution", ""))
+    if said:
+        return int(said[1]), int(said[2])
     sample = materials.config("unet", "sample_size") or materials.config("transformer", "sample_size")
     if sample is None or materials.layout == "single-file":
         return usual, usual

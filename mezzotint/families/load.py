@@ -25,23 +25,24 @@ def load(
     force: bool = False,
     *,
     prediction: Prediction | str | None = None,
+    distilled: bool | None = None,
     parts: str | Path | None = None,
     offload: bool = False,
 ) -> Model:
     """Open a checkpoint, check every part against its contract, and return it ready to generate.
 
     A folder of Mezzotint or of diffusers, or an original single file. `prediction` answers what a file cannot say
-    (Stable Diffusion 2: epsilon or velocity); `parts` is a folder with what a single file lacks (tokenizer, vae,
-    text_encoder). `offload` keeps every part on the CPU but for the time that it works on `device`; on the CPU itself,
-    parts that are mapped from files give their memory back between uses. `force` lets mismatches pass and writes them
-    into the model's lineage. InputError says what was found instead.
+    (Stable Diffusion 2: epsilon or velocity), and so does `distilled` (FLUX.2 klein); `parts` is a folder with what a
+    single file lacks (tokenizer, vae, text_encoder). `offload` keeps every part on the CPU but for the time that it
+    works on `device`; on the CPU itself, parts that are mapped from files give their memory back between uses. `force`
+    lets mismatches pass and writes them into the model's lineage. InputError says what was found instead.
     """
     path = Path(path)
     if not path.exists():
         raise InputError(f"no such checkpoint: {path}")
     if is_native(path):
         return native.load(path, device, dtype, force, offload)
-    asked = Asked(prediction=None if prediction is None else named(prediction))
+    asked = Asked(prediction=None if prediction is None else named(prediction), distilled=distilled)
     family, materials = gather(path, Path(parts) if parts else None)
     return assemble(family, materials, asked, device, dtype, force, offload)
 

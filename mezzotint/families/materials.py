@@ -10,13 +10,15 @@ from typing import Any, Literal
 
 from torch import Tensor
 
-from mezzotint.checkpoints import open_tensors, read_json, read_metadata
+from mezzotint.checkpoints import open_tensors, read_json, read_metadata, read_shapes
+from mezzotint.checkpoints.header import Shapes as Stored
 from mezzotint.checkpoints.keymap import Entry, renamed
 from mezzotint.checkpoints.layouts.old_attention import modernised
 from mezzotint.errors import InputError
 
 INDEX = "model_index.json"
 SCHEDULER = "scheduler_config.json"
+DISTILLED = "mezzotint.distilled"  # yes or no in the header of a single file, where the names do not say it
 ALIASES = {"vqvae": "vae", "bert": "text_encoder"}  # as early pipelines named them
 Shapes = Mapping[str, tuple[int, ...]]
 Layout = Literal["diffusers", "single-file"]
@@ -29,6 +31,7 @@ class Material:
     config: Mapping[str, Any]
     at: Path  # where it is, for messages
     read: Callable[[], dict[str, Tensor]]
+    stored: Callable[[], Stored]  # names, shapes and dtypes as the file has them, numbers untouched
 
     @property
     def kind(self) -> str:
@@ -73,7 +76,9 @@ class Materials:
 
 def folder_part(folder: Path) -> Material:
     """A part from its folder: config.json beside weights in safetensors, whole or in shards."""
-    return Material(read_json(folder / "config.json"), folder, lambda: modernised(open_tensors(folder)))
+    return Material(
+        read_json(folder / "config.json"), folder, lambda: modernised(open_tensors(folder)), lambda: read_shapes(folder)
+    )
 
 
 def read_folder(path: Path) -> Materials:
@@ -168,6 +173,7 @@ def read_original(path: Path, tensors: Mapping[str, Tensor], original: Original,
             if name not in parts and (folder / file).is_file() and (folder / file) != path:
                 parts[name] = section_part(section, open_tensors(folder / file), folder / file)
     found = read_folder(folder)
+    metadata = read_metadata(path) if path.suffix == ".safetensors" else {}
     return Materials(
         path=path,
         layout="single-file",
@@ -175,7 +181,8 @@ def read_original(path: Path, tensors: Mapping[str, Tensor], original: Original,
         tokenizers=found.tokenizers,
         scheduler=found.scheduler,
         scheduler_at=found.scheduler_at,
-        metadata=read_metadata(path) if path.suffix == ".safetensors" else {},
+        index={"is_distilled": metadata[DISTILLED] == "yes"} if DISTILLED in metadata else {},
+        metadata=metadata,
         marks=frozenset(key for key in rest if "." not in key),
         left_out=rest,
     )
@@ -194,4 +201,9 @@ def section_part(section: Section, tensors: Mapping[str, Tensor], at: Path) -> M
             f"{at}: the shapes of {section.prefix or 'its tensors'} tell no known network: {error}"
         ) from error
     rows = section.rows
-    return Material(config, at, lambda: renamed(tensors, rows(config)) if rows else dict(tensors))
+    return Material(
+        config,
+        at,
+        lambda: renamed(tensors, rows(config)) if rows else dict(tensors),
+        lambda: {name: (tuple(tensor.shape), tensor.dtype) for name, tensor in tensors.items()},
+    )
