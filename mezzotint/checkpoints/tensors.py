@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -45,10 +45,12 @@ def write_tensors(
     tensors: Mapping[str, Tensor],
     metadata: Mapping[str, str] | None = None,
     dtype: torch.dtype | None = None,
+    watch: Callable[[int], object] = lambda written: None,
 ) -> Path:
     """Write tensors atomically; floating ones are stored as `dtype` where it is given.
 
     Tensors go to disk piece by piece: no second copy of the model is held, whatever its dtype, layout or device.
+    `watch` is told the bytes of every piece.
     """
     kinds = {name: stored_dtype(tensor, dtype) for name, tensor in tensors.items()}
     order = sorted(tensors, key=lambda name: (-kinds[name].itemsize, name))  # so that all lie aligned
@@ -66,7 +68,7 @@ def write_tensors(
         with open(temporary, "wb") as file:
             file.write(len(text).to_bytes(8, "little") + text)
             for name in order:
-                _write_numbers(file, tensors[name].detach(), kinds[name])
+                _write_numbers(file, tensors[name].detach(), kinds[name], watch)
 
     return write_with(path, write)
 
@@ -87,9 +89,9 @@ def pieces(tensor: Tensor, numbers: int = PIECE) -> Iterator[Tensor]:
         yield from (piece.reshape(-1) for piece in tensor.split(rows))
 
 
-def _write_numbers(file: BinaryIO, tensor: Tensor, dtype: torch.dtype) -> None:
+def _write_numbers(file: BinaryIO, tensor: Tensor, dtype: torch.dtype, watch: Callable[[int], object]) -> None:
     for piece in pieces(tensor):
-        file.write(piece.to("cpu", dtype).contiguous().view(torch.uint8).numpy().data)
+        watch(file.write(piece.to("cpu", dtype).contiguous().view(torch.uint8).numpy().data))
 
 
 def read_json(path: Path) -> dict[str, Any]:
