@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal, cast
+from typing import Any, Literal, cast
 
 import torch
 from torch import nn
@@ -78,15 +78,27 @@ def working(model: Model, part: PartName) -> Iterator[None]:
     if model.works_on is None:
         yield
         return
-    resting: list[tuple[torch.Tensor, torch.Tensor]] = []
-    for network in model.networks(part).values():
-        for tensor in (*network.parameters(), *network.buffers()):
-            resting.append((tensor, tensor.data))
-            tensor.data = tensor.data.to(model.works_on)
+    resting: list[tuple[Any, str, torch.Tensor]] = []
+    moved: dict[int, torch.Tensor] = {}  # one tensor may have several names
+    for store, name, tensor in places(model.networks(part).values()):
+        resting.append((store, name, tensor))
+        if id(tensor) not in moved:
+            there = tensor.detach().to(model.works_on)
+            moved[id(tensor)] = nn.Parameter(there, False) if isinstance(tensor, nn.Parameter) else there
+        store[name] = moved[id(tensor)]
     try:
         yield
     finally:
         pages = Pages()
-        for tensor, data in resting:
-            tensor.data = data
-            pages.release(data)
+        for store, name, tensor in resting:
+            store[name] = tensor
+            pages.release(tensor)
+
+
+def places(networks: Iterable[nn.Module]) -> list[tuple[Any, str, torch.Tensor]]:
+    """Where every parameter and buffer is kept: the table, the name in it, the tensor."""
+    tables: list[Any] = []
+    for network in networks:
+        for module in network.modules():
+            tables += [module._parameters, module._buffers]
+    return [(table, name, tensor) for table in tables for name, tensor in table.items() if tensor is not None]
