@@ -32,7 +32,7 @@ class VQConfig:
     num_vq_embeddings: int = 256
     norm_num_groups: int = 32
     vq_embed_dim: int | None = None  # channels of a code; None: latent_channels
-    scaling_factor: float = 0.18215
+    scaling_factor: float = 1.0  # as LDMs over codes were trained; their files are silent
     mid_block_add_attention: bool = True
     force_upcast: bool = False
 

@@ -13,11 +13,13 @@ from torch import Tensor
 from mezzotint.backbones.dit import DiTConfig
 from mezzotint.checkpoints.layouts.dit import dit, dit_config
 from mezzotint.contract import ClassFacts, GuidanceFacts, SamplingFacts
+from mezzotint.families.ddpm import square
 from mezzotint.families.family import Asked, Family
-from mezzotint.families.latent import published, side
-from mezzotint.families.materials import Materials, Original, Section
+from mezzotint.families.latent import factor_of, published
+from mezzotint.families.materials import Materials, Original, Section, Shapes
 from mezzotint.process import Prediction, Process, schedules
 
+KINDS = ("DiTTransformer2DModel", "Transformer2DModel")  # the second is its older name
 TRAINED = Process(schedules.linear(), Prediction.EPSILON)
 PLAIN = SamplingFacts(sampler="ddim", steps=50)
 
@@ -26,12 +28,11 @@ def facts(materials: Materials, asked: Asked) -> dict[str, Any]:
     process, sampling = published(materials, TRAINED, PLAIN, asked)
     backbone = materials.parts["transformer"].config
     count, channels = int(backbone.get("num_embeds_ada_norm", 1000)), int(backbone.get("in_channels", 4))
-    sample = int(backbone.get("sample_size", 32))
     return {
         "process": process,
         "sampling": sampling,
         "guidance": GuidanceFacts(dropout=0.1, scale=4.0),
-        "size": side(materials, 8 * sample) if materials.layout == "diffusers" else (8 * sample, 8 * sample),
+        "size": square(backbone.get("sample_size", 32), factor_of(materials)),
         "classes": ClassFacts(names=class_names(materials, count), null=count),
         "variance": "learned" if backbone.get("out_channels") == 2 * channels else "fixed",
     }
@@ -45,13 +46,17 @@ def class_names(materials: Materials, count: int) -> tuple[str, ...]:
 
 
 def sections(tensors: Mapping[str, Tensor], stated: Mapping[str, Any]) -> dict[str, Section]:
-    return {
-        "transformer": Section(
-            "",
-            lambda shapes: dit_config(shapes) | {"_class_name": "DiTTransformer2DModel"},
-            lambda config: dit(DiTConfig.from_config(config)),
-        )
-    }
+    """The same numbers as from the folder, unless a config.json beside the file says otherwise.
+
+    The authors' own are {"freq_shift": 0, "norm_eps": 1e-6}: the reference library spaces the clock's frequencies and
+    bounds the norms otherwise, 1 and 1e-5.
+    """
+    told = dict(stated) if stated.get("_class_name", KINDS[0]) in KINDS else {}
+
+    def infer(shapes: Shapes) -> dict[str, Any]:
+        return dit_config(shapes, heads=told.get("num_attention_heads")) | told | {"_class_name": KINDS[0]}
+
+    return {"transformer": Section("", infer, lambda config: dit(DiTConfig.from_config(config)))}
 
 
 FAMILY = Family(
@@ -59,7 +64,7 @@ FAMILY = Family(
     title="DiT",
     pipeline=lambda materials: "DiTPipeline",
     fits=lambda materials: (
-        materials.kind("transformer") in ("DiTTransformer2DModel", "Transformer2DModel")
+        materials.kind("transformer") in KINDS
         and materials.config("transformer", "norm_type", "ada_norm_zero") == "ada_norm_zero"
     ),
     facts=facts,

@@ -45,8 +45,10 @@ def unet_section(stated: Mapping[str, Any], heads: int | None = None, head_width
     return Section(UNET, infer, lambda config: unet(ConditionalUNetConfig.from_config(config)))
 
 
-def vae_section(scaling_factor: float = 0.18215, shift_factor: float | None = None) -> Section:
-    """The convolutional autoencoder under its usual prefix, with the scale that only its family knows."""
+def vae_section(scaling_factor: float | None = 0.18215, shift_factor: float | None = None) -> Section:
+    """The convolutional autoencoder under its usual prefix, with the scale that only its family knows; None: 1 where
+    there is a codebook, 0.18215 elsewhere.
+    """
 
     def infer(shapes: Shapes) -> dict[str, Any]:
         return vae_config(shapes, scaling_factor=scaling_factor, shift_factor=shift_factor)
@@ -98,6 +100,12 @@ def side(materials: Materials, usual: int, factor: int = 8) -> tuple[int, int]:
         return usual, usual
     height, width = (sample, sample) if isinstance(sample, int) else sample
     return width * factor, height * factor
+
+
+def factor_of(materials: Materials) -> int:
+    """How many pixels a latent pixel spans, by the levels of the autoencoder: 8 where there is none to ask."""
+    levels = materials.config("vae", "block_out_channels", (0, 0, 0, 0))
+    return 2 ** (len(levels) - 1)
 
 
 def pipeline_of(plain: str, inpainting: str, consistency: str) -> Callable[[Materials], str]:

@@ -16,8 +16,9 @@ from mezzotint.checkpoints.keymap import Entry
 from mezzotint.checkpoints.layouts.unet import unet, unet_config
 from mezzotint.contract import ClassFacts, GuidanceFacts, SamplingFacts
 from mezzotint.errors import InputError
+from mezzotint.families.ddpm import plain_config, square
 from mezzotint.families.family import Asked, Family
-from mezzotint.families.latent import IGNORED, UNET, VAE, published, unet_section, vae_section
+from mezzotint.families.latent import IGNORED, UNET, factor_of, published, unet_section, vae_section
 from mezzotint.families.materials import Materials, Original, Section, Shapes
 from mezzotint.families.prompts import bert_section, bert_text
 from mezzotint.process import Prediction, Process, schedules
@@ -35,15 +36,15 @@ ENDS = {  # widths of the U-Net: beta at both ends, side of the pictures
 
 def process_of(materials: Materials, backbone: Mapping[str, Any]) -> tuple[Process, tuple[int, int]]:
     """The table and the size by the network's widths, or by the files where the widths were never published."""
-    widths = tuple(backbone["block_out_channels"])
-    sample, factor = backbone.get("sample_size"), 2 ** (len(materials.config("vae", "block_out_channels", (1,))) - 1)
+    widths, sample = tuple(backbone.get("block_out_channels", ())), backbone.get("sample_size")
     if widths not in ENDS and (materials.scheduler is None or sample is None):
         raise InputError(
             f"{materials.path}: no latent diffusion model of widths {widths} was published, so its schedule is not "
             f"known. Put its scheduler_config.json and its config.json (with sample_size) beside it"
         )
-    start, end, side = ENDS.get(widths, (*TEXT_ENDS, int(sample or 0) * factor))
-    return Process(schedules.scaled_linear(start, end), Prediction.EPSILON), (side, side)
+    start, end, side = ENDS.get(widths, (*TEXT_ENDS, 0))
+    size = (side, side) if sample is None else square(sample, factor_of(materials))
+    return Process(schedules.scaled_linear(start, end), Prediction.EPSILON), size
 
 
 def facts(materials: Materials, asked: Asked) -> dict[str, Any]:
@@ -73,15 +74,13 @@ def text_facts(materials: Materials, asked: Asked) -> dict[str, Any]:
 
 def first_stage(tensors: Mapping[str, Tensor]) -> Section:
     """VQ latents are not scaled; KL latents are by 0.18215, or by the number that the file carries."""
-    if VAE + "quantize.embedding.weight" in tensors:
-        return vae_section(1.0)
     carried = tensors.get("scale_factor")
-    return vae_section(0.18215 if carried is None else float(carried))
+    return vae_section(None if carried is None else float(carried))
 
 
 def plain_sections(tensors: Mapping[str, Tensor], stated: Mapping[str, Any]) -> dict[str, Section]:
     network = Section(
-        UNET, lambda shapes: unet_config(shapes) | dict(stated), lambda config: unet(UNetConfig.from_config(config))
+        UNET, lambda shapes: plain_config(shapes, stated), lambda config: unet(UNetConfig.from_config(config))
     )
     return {"unet": network, "vae": first_stage(tensors)}
 
@@ -93,8 +92,9 @@ def class_sections(tensors: Mapping[str, Tensor], stated: Mapping[str, Any]) -> 
         own = {name.removeprefix(UNET): shape for name, shape in shapes.items() if name.startswith(UNET)}
         config = unet_config(own)
         config.pop("_class_name")
+        told = stated.get("unet", stated)  # of a network of ours, or of the U-Net alone
         classes = shapes[CLASS_TABLE + ".weight"][0]
-        return {"_class_name": "ClassTokens", "unet": config | dict(stated), "classes": classes}
+        return {"_class_name": "ClassTokens", "unet": config | dict(told), "classes": classes}
 
     def rows(config: Mapping[str, Any]) -> list[Entry]:
         inner = unet(ConditionalUNetConfig.from_config(config["unet"]))
@@ -105,7 +105,7 @@ def class_sections(tensors: Mapping[str, Tensor], stated: Mapping[str, Any]) -> 
 
 
 def text_sections(tensors: Mapping[str, Tensor], stated: Mapping[str, Any]) -> dict[str, Section]:
-    return {"unet": unet_section(stated, heads=8), "vae": vae_section(), "text_encoder": bert_section(BERT)}
+    return {"unet": unet_section(stated, heads=8), "vae": first_stage(tensors), "text_encoder": bert_section(BERT)}
 
 
 def latent(shapes: Shapes) -> bool:

@@ -97,7 +97,7 @@ def read_folder(path: Path) -> Materials:
             tokenizers[name] = folder
         elif (folder / "config.json").is_file():
             parts[name] = folder_part(folder)
-    if not index and not parts and (path / "config.json").is_file():  # one network alone, as DDPM's were published
+    if not parts and (path / "config.json").is_file():  # one network alone, as DDPM's were published
         lone = folder_part(path)
         parts = {"transformer" if "Transformer" in lone.kind else "unet": lone}
     at = next((place for place in reversed(places) if place.is_file()), None)
@@ -109,13 +109,15 @@ class Section:
     """One part inside an original file: where its names begin, and its table to the folder's names.
 
     `infer` makes the part's config.json from names and shapes, `rows` the table for such a configuration. Names that
-    start with one of `ignored` (behind the prefix) carry no weights.
+    start with one of `ignored` (behind the prefix) carry no weights. `implied` makes what the folder stores and the
+    original leaves out, for such a configuration.
     """
 
     prefix: str
     infer: Callable[[Shapes], dict[str, Any]]
     rows: Callable[[Mapping[str, Any]], list[Entry]] | None  # None: the names are the folder's
     ignored: tuple[str, ...] = ()
+    implied: Callable[[Mapping[str, Any]], dict[str, Tensor]] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,30 +146,11 @@ def read_original(path: Path, tensors: Mapping[str, Tensor], original: Original,
 
     Parts and tokenizers that the file lacks are looked for in the folder `beside`, else in the file's own: subfolders
     of the published layout, or companion files; config.json and scheduler_config.json there say what names and shapes
-    do not. InputError for tensors that belong to no part.
+    do not.
     """
     folder = beside or path.parent
     stated = read_json(folder / "config.json") if (folder / "config.json").is_file() else {}
-    sections = original.sections(tensors, stated)
-    ignored = (*original.ignored, *(s.prefix + skip for s in sections.values() for skip in s.ignored))
-    others = tuple(section.prefix for section in sections.values() if section.prefix)
-    parts: dict[str, Material] = {}
-    claimed: set[str] = set()
-    for name, section in sections.items():
-        prefix = section.prefix
-        own = [key for key in tensors if key.startswith(prefix) and not (ignored and key.startswith(ignored))]
-        if not prefix:  # all that no other part claims
-            own = [key for key in own if not (others and key.startswith(others))]
-        claimed |= {*own}
-        if own:
-            parts[name] = section_part(section, {key[len(prefix) :]: tensors[key] for key in own}, path)
-    rest = [key for key in tensors if key not in claimed]
-    foreign = [key for key in rest if not (ignored and key.startswith(ignored))]
-    if foreign:
-        raise InputError(
-            f"{path} holds {len(foreign)} tensors that belong to no part of this family, {foreign[0]} first. "
-            f"Is it another model, or a fine-tune with additions?"
-        )
+    parts, rest = divided(path, tensors, original, stated)
     for name, (files, section) in original.companions.items():
         for file in files:
             if name not in parts and (folder / file).is_file() and (folder / file) != path:
@@ -188,6 +171,33 @@ def read_original(path: Path, tensors: Mapping[str, Tensor], original: Original,
     )
 
 
+def divided(
+    path: Path, tensors: Mapping[str, Tensor], original: Original, stated: Mapping[str, Any]
+) -> tuple[dict[str, Material], list[str]]:
+    """The parts of a single file, and the names that carry no weights; InputError for tensors that belong nowhere."""
+    sections = original.sections(tensors, stated)
+    ignored = (*original.ignored, *(s.prefix + skip for s in sections.values() for skip in s.ignored))
+    others = tuple(section.prefix for section in sections.values() if section.prefix)
+    parts: dict[str, Material] = {}
+    claimed: set[str] = set()
+    for name, section in sections.items():
+        prefix = section.prefix
+        own = [key for key in tensors if key.startswith(prefix) and not (ignored and key.startswith(ignored))]
+        if not prefix:  # all that no other part claims
+            own = [key for key in own if not (others and key.startswith(others))]
+        claimed |= {*own}
+        if own:
+            parts[name] = section_part(section, {key[len(prefix) :]: tensors[key] for key in own}, path)
+    rest = [key for key in tensors if key not in claimed]
+    foreign = [key for key in rest if not (ignored and key.startswith(ignored))]
+    if foreign:
+        raise InputError(
+            f"{path} holds {len(foreign)} tensors that belong to no part of this family, {foreign[0]} first. "
+            f"Is it another model, or a fine-tune with additions?"
+        )
+    return parts, rest
+
+
 # What a single file may leave to its neighbours; never the backbone.
 COMPANIONS = ("vae", "text_encoder", "text_encoder_2", "text_encoder_3")
 
@@ -196,14 +206,22 @@ def section_part(section: Section, tensors: Mapping[str, Tensor], at: Path) -> M
     """A part whose tensors have the original names, prefix removed."""
     try:
         config = section.infer(shapes_of(tensors))
+    except InputError as error:
+        raise InputError(f"{at}: {error}") from error
     except (KeyError, ValueError, IndexError, ZeroDivisionError) as error:
         raise InputError(
             f"{at}: the shapes of {section.prefix or 'its tensors'} tell no known network: {error}"
         ) from error
-    rows = section.rows
+
+    def read() -> dict[str, Tensor]:
+        own = renamed(tensors, section.rows(config)) if section.rows else dict(tensors)
+        dtype = next(iter(own.values())).dtype
+        implied = section.implied(config) if section.implied else {}
+        return own | {name: tensor.to(dtype) for name, tensor in implied.items()}
+
     return Material(
         config,
         at,
-        lambda: renamed(tensors, rows(config)) if rows else dict(tensors),
+        read,
         lambda: {name: (tuple(tensor.shape), tensor.dtype) for name, tensor in tensors.items()},
     )

@@ -98,6 +98,8 @@ def kind_of(parts: Mapping[str, Part], network: nn.Module) -> tuple[str, Part]:
 def configured(parts: Mapping[str, Part], data: Mapping[str, Any], at: Path) -> tuple[Part, Any]:
     """The part that a config.json names and its configuration; InputError for an unknown class or option."""
     name = data.get("_class_name")
+    if name == "Transformer2DModel" and data.get("norm_type") == "ada_norm_zero":  # before DiT had a class of its own
+        name = "DiTTransformer2DModel"
     if not isinstance(name, str) or name not in parts:
         raise InputError(f"{at}: _class_name is {name!r}; known here: {', '.join(parts)}")
     return parts[name], configure(parts[name].config, data, at)

@@ -77,7 +77,7 @@ SETTINGS: dict[str, tuple[Any, ...]] = {
     "use_lu_lambdas": (False,),
 }
 # Settings that change nothing here: a path ends clean, nothing is thresholded, and PNDM is not offered.
-MUTE = {"dynamic_thresholding_ratio", "euler_at_final", "sample_max_value", "skip_prk_steps"}
+MUTE = {"dynamic_thresholding_ratio", "euler_at_final", "sample_max_value", "skip_prk_steps", "tensor_format"}
 
 # The line of `schedules.linear_mu`; other values are refused where the shift follows it, and mute elsewhere.
 LINE: dict[str, object] = {"base_shift": 0.5, "max_shift": 1.15, "base_image_seq_len": 256, "max_image_seq_len": 4096}
@@ -93,6 +93,7 @@ FIXED: dict[str, object] = {
     "time_shift_type": "exponential",
     "timestep_scaling": 10.0,
     "timestep_type": "discrete",
+    "timestep_values": None,  # of the first files
     "trained_betas": None,
 }
 

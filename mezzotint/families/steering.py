@@ -98,20 +98,30 @@ def picture(names: Sequence[str], request: Request, size: tuple[int, int], negat
 
 
 def class_index(classes: ClassFacts, label: int | str | None) -> int:
-    """The row of a class by name or index; no label is the null class."""
+    """The row of a class by index, by name, or by one of the synonyms that a name lists between commas.
+
+    No label is the null class. Of classes that share a synonym the last one has it, as in the reference library.
+    """
     names = classes.names
     if label is None:
         if classes.null is None:
-            raise InputError(f"this model needs a label: 0 to {len(names) - 1}, or one of {', '.join(names)}")
+            raise InputError(f"this model needs a label: 0 to {len(names) - 1}, or one of {listed(names)}")
         return classes.null
     if isinstance(label, str):
-        if label in names:
-            return names.index(label)
-        near = get_close_matches(label, names, n=1, cutoff=0.0)
-        raise InputError(f"no class {label!r}: did you mean {near[0]!r}? Classes: {', '.join(names)}")
+        rows = {word.strip(): row for row, name in enumerate(names) for word in name.split(",")}
+        rows |= {name: row for row, name in enumerate(names)}
+        if label in rows:
+            return rows[label]
+        near = get_close_matches(label, rows, n=1, cutoff=0.0)
+        raise InputError(f"no class {label!r}: did you mean {near[0]!r}? Classes: {listed(names)}")
     if not 0 <= label < len(names) and label != classes.null:
-        raise InputError(f"label {label} is out of range: 0 to {len(names) - 1} ({', '.join(names)})")
+        raise InputError(f"label {label} is out of range: 0 to {len(names) - 1} ({listed(names)})")
     return label
+
+
+def listed(names: Sequence[str]) -> str:
+    """Names on one line; of very many the first few."""
+    return ", ".join(names) if len(names) <= 20 else f"{', '.join(names[:6])} and {len(names) - 6} more"
 
 
 def _spread(conditioning: Conditioning, counts: torch.Tensor, model: Model) -> Conditioning:
