@@ -134,7 +134,7 @@ FAMILY = Family(
         original, sections, companions={"vae": (("ae.safetensors", "flux2-vae.safetensors"), VAE_SECTION)}
     ),
     asks=asks,
-    notes=lambda materials: ("klein KV draws from text alone here: its way to see references is not built",)
-    if cached(materials)
-    else (),
+    notes=lambda materials: (
+        ("klein KV draws from text alone here: its way to see references is not built",) if cached(materials) else ()
+    ),
 )
