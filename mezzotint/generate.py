@@ -202,7 +202,9 @@ def settle(model: Model, request: Request) -> Settings:
     sampler = fitted(
         sampler, facts.sampling.spacing, facts.sampling.offset, facts.sampling.last, facts.sampling.variance
     )
-    width, height = (request.width, request.height) if request.width and request.height else facts.size
+    references = tuple(looked_at(model, picture).size for picture in request.references)
+    usual = references[0] if references and request.image is None else facts.size
+    width, height = (request.width, request.height) if request.width and request.height else usual
     patch = getattr(model.backbone.config, "patch_size", 1)
     multiple = model.codec.factor * patch
     if width % multiple or height % multiple:
@@ -228,7 +230,7 @@ def settle(model: Model, request: Request) -> Settings:
         masked=masked,
         adapters=(tuple(request.lora), tuple(request.embedding)),
         controls=tuple((str(path), scale) for path, _, scale in request.control),
-        references=tuple(looked_at(model, picture).size for picture in request.references),
+        references=references,
         skip=skippable(model, request.skip_layers),
     )
 
