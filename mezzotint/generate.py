@@ -8,11 +8,10 @@ from difflib import get_close_matches
 from typing import TYPE_CHECKING, Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from mezzotint import images
-from mezzotint.codec import inpaint_concat
+from mezzotint.codec import inpaint_concat, mask_maps
 from mezzotint.conditioning import Conditioning, stack
 from mezzotint.errors import InputError
 from mezzotint.families.adapt import adapted
@@ -22,7 +21,7 @@ from mezzotint.families.steering import steering
 from mezzotint.guidance import Guidance, skipped
 from mezzotint.process import Estimate, Level, RectifiedFlow, prediction
 from mezzotint.request import Request, Result
-from mezzotint.sampling import SAMPLERS, Denoise, Path, Rng, Sampler, bounded, fitted, sample, seeded_noise
+from mezzotint.sampling import LCM, SAMPLERS, Denoise, Path, Rng, Sampler, bounded, fitted, sample, seeded_noise
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -182,7 +181,7 @@ def entrance(model: Model, settings: Settings, known: Tensor, noise: Tensor) -> 
 
 def pinned(model: Model, known: Tensor, noise: Tensor, mask: Tensor) -> Pin:
     """Keep known latents outside the mask, at whatever level (Lugmayr et al. 2022, eq. 8, with one noise for all)."""
-    repaint = F.max_pool2d(mask, model.codec.factor) > 0  # (B, 1, h, w)
+    repaint = mask_maps(mask, model.codec.factor, 1, model.contract.mask_cells) > 0  # (B, 1, h, w)
     return lambda x, level: torch.where(repaint, x, model.process.noised(known, noise, level))
 
 
@@ -215,6 +214,8 @@ def settle(model: Model, request: Request) -> Settings:
     if request.image is not None and strength is None:
         strength = 1.0 if masked else STRENGTH
     first = 0 if strength is None else entry(model, steps, strength)
+    if strength is not None and not masked and isinstance(sampler, LCM) and facts.guidance.embedded:
+        sampler, first = replace(sampler, reach=strength), 0  # a consistency model takes all its steps, from lower down
     tokens = (width // multiple) * (height // multiple)
     scale = facts.guidance.scale if request.guidance is None else request.guidance
     return Settings(

@@ -37,6 +37,7 @@ def assemble(
     facts = family.facts(materials, asked)
     material = materials.material(family.backbone, f"without it there is no {family.title}")
     part, config = configured(BACKBONES, material.config, material.at / "config.json")
+    facts.setdefault("mask_cells", "corner")  # as the reference reads masks, whatever the published model
     facts.setdefault("dtypes", DtypeFacts(backbone=HALVES, codec=codec_dtypes(materials, family)))
     dtypes: DtypeFacts = facts["dtypes"]
 

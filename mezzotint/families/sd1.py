@@ -62,7 +62,7 @@ def unclipped(materials: Materials, process: Process, sampling: SamplingFacts) -
 
 def inpainting(materials: Materials) -> dict[str, Any]:
     """Nine input channels: the noisy latents, a mask, the masked picture's latents."""
-    return {"inpaint": 1, "mask_cells": "corner"} if materials.config("unet", "in_channels") == 9 else {}
+    return {"inpaint": 1} if materials.config("unet", "in_channels") == 9 else {}
 
 
 def original(shapes: Shapes) -> bool:

@@ -18,20 +18,23 @@ class LCM:
 
     c_skip = d^2 / (s^2 + d^2), c_out = s / sqrt(s^2 + d^2), s = timestep_scaling * t, d = sigma_data: the boundary
     condition f(x, 0) = x (Luo 2023, section 4.1). Levels are chosen among the `original_steps` that the model was
-    distilled on.
+    distilled on, from the cleanest up to the share `reach` of them.
     """
 
     original_steps: int = 50
     timestep_scaling: float = 10.0
     sigma_data: float = 0.5
+    reach: float = 1.0
 
     def path(self, process: Process, steps: int, start: int = 0, tokens: int | None = None) -> Path:
-        if not 1 <= steps <= self.original_steps:
-            raise InputError(f"sampler 'lcm' cannot take {steps} steps: use 1 to {self.original_steps}, as distilled")
+        taught = max(1, int(self.original_steps * self.reach))
+        if not 1 <= steps <= taught:
+            raise InputError(f"sampler 'lcm' cannot take {steps} steps here: use 1 to {taught}, as distilled")
         if isinstance(process.schedule, RectifiedFlow):
             visited = levels(process, steps, LEADING, WHOLE, tokens)
         else:
-            visited = [process.level(t) for t in distilled(process.schedule.timesteps, steps, self.original_steps)]
+            chosen = distilled(process.schedule.timesteps, steps, self.original_steps, taught)
+            visited = [process.level(t) for t in chosen]
         return entered(paired(visited, CLEAN), start)
 
     def step(self, denoise: Denoise, x: Tensor, step: Step, history: list[Moment], rng: Rng) -> Tensor:

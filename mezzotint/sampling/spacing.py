@@ -79,10 +79,10 @@ def trailing(total: int, steps: int, offset: int = 0) -> list[float]:
     return [float(round(total - i * total / steps) - 1) for i in range(steps)]
 
 
-def distilled(total: int, steps: int, original: int) -> list[float]:
-    """An even choice of `steps` among the `original` timesteps a consistency model was distilled on (Luo 2023)."""
-    taught = [float((i + 1) * (total // original) - 1) for i in reversed(range(original))]
-    return [taught[i * original // steps] for i in range(steps)]
+def distilled(total: int, steps: int, original: int, lowest: int) -> list[float]:
+    """An even choice of `steps` among the `lowest` of `original` timesteps a consistency model was distilled on."""
+    taught = [float((i + 1) * (total // original) - 1) for i in reversed(range(lowest))]
+    return [taught[i * lowest // steps] for i in range(steps)]
 
 
 # Sigma / alpha of a path, largest first.
