@@ -27,6 +27,7 @@ from mezzotint.text.joint import Joint
 from mezzotint.text.t5 import T5, NoT5
 from mezzotint.text.vocabulary import clip_vocabulary, open_tokenizer
 
+H_READ = 23  # layers of OpenCLIP H, of its 24
 REMEDY = "give a folder that has it (--parts), or put {part}/ beside the file"
 
 
@@ -61,8 +62,9 @@ def padding_of(folder: Path) -> str | None:
 
 def sd3_text(materials: Materials, dtype: torch.dtype) -> TextEncoder:
     """Two CLIPs and T5; without T5 zeros stand in its place."""
-    clips = [clip_text(materials, part, dtype, -2, False, "projection") for part in ("text_encoder", "text_encoder_2")]
-    return Joint(tuple(clips), t5_text(materials, dtype))
+    first = clip_text(materials, "text_encoder", dtype, -2, False, "projection")
+    second = clip_text(materials, "text_encoder_2", dtype, -2, False, "projection", "!")
+    return Joint((first, second), t5_text(materials, dtype))
 
 
 def t5_text(materials: Materials, dtype: torch.dtype) -> T5 | NoT5:
@@ -96,11 +98,13 @@ def clip_section(prefix: str, activation: str | None = None) -> Section:
 def open_clip_section(prefix: str, tensors: Mapping[str, Tensor], whole: bool) -> Section:
     """An OpenCLIP under its own names; where it is not `whole`, without the last layer and the projection.
 
-    Those are never read then (SD 2.x), and published folders lack them.
+    Those are never read then (SD 2.x), and published folders lack them; so do files made from such folders, told by
+    their 23 layers without a projection.
     """
     stem = f"{prefix}transformer.resblocks."
     numbers = {int(name[len(stem) :].partition(".")[0]) for name in tensors if name.startswith(stem)}
-    unread = () if whole or not numbers else (f"transformer.resblocks.{max(numbers)}.", "text_projection")
+    cut = len(numbers) == H_READ and f"{prefix}text_projection" not in tensors
+    unread = () if whole or cut or not numbers else (f"transformer.resblocks.{max(numbers)}.", "text_projection")
     return Section(
         prefix,
         lambda shapes: open_clip_config(shapes, projection=whole),
