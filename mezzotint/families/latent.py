@@ -90,7 +90,7 @@ def stated(materials: Materials) -> Prediction | None:
     return WORDS.get(materials.metadata.get("modelspec.prediction_type", ""))
 
 
-def side(materials: Materials, usual: int, factor: int = 8) -> tuple[int, int]:
+def side(materials: Materials, usual: int, factor: int | None = None) -> tuple[int, int]:
     """Width and height in pixels of the training images: as a header says, or the sample size in latents."""
     said = re.fullmatch(r"(\d+)x(\d+)", materials.metadata.get("modelspec.resolution", ""))
     if said:
@@ -99,6 +99,7 @@ def side(materials: Materials, usual: int, factor: int = 8) -> tuple[int, int]:
     if sample is None or materials.layout == "single-file":
         return usual, usual
     height, width = (sample, sample) if isinstance(sample, int) else sample
+    factor = factor or factor_of(materials)
     return width * factor, height * factor
 
 
