@@ -23,7 +23,7 @@ from mezzotint.text.clip import Clip
 from mezzotint.text.joint import Joint
 
 FIRST, SECOND = "conditioner.embedders.0.", "conditioner.embedders.1."
-PLAIN = SamplingFacts(sampler="euler", steps=50, spacing="leading", offset=1)
+PLAIN = SamplingFacts(sampler="euler", steps=50, spacing="leading", offset=1, last="lowest")
 CROP = ("original_height", "original_width", "crop_top", "crop_left")
 
 
