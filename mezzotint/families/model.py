@@ -11,9 +11,9 @@ from typing import Any, Literal, cast
 import torch
 from torch import nn
 
-from mezzotint.checkpoints.pages import Pages
 from mezzotint.codec import Codec
 from mezzotint.contract import Contract
+from mezzotint.layers.pages import Pages
 from mezzotint.process import Process
 from mezzotint.text import TextEncoder
 

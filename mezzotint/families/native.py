@@ -11,7 +11,6 @@ import torch
 from torch import Tensor
 
 from mezzotint.checkpoints import fill, read_json, read_part, write_folder, write_sharded
-from mezzotint.checkpoints.pages import Pages
 from mezzotint.codec import Codec
 from mezzotint.contract import (
     FILE,
@@ -33,6 +32,7 @@ from mezzotint.families.registry import FAMILIES
 from mezzotint.families.scheduler import scheduler_config
 from mezzotint.files import write_json
 from mezzotint.layers.config import write_config
+from mezzotint.layers.pages import Pages
 from mezzotint.text import TextEncoder
 from mezzotint.text.minilm import load_saved
 

@@ -13,8 +13,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules import module as registry
 
-from mezzotint.checkpoints.pages import Pages
 from mezzotint.errors import InputError
+from mezzotint.layers.pages import Pages
 
 Network = TypeVar("Network", bound=nn.Module)
 
@@ -26,15 +26,17 @@ RELEASED = 2**20  # numbers after which the memory they came from is given back
 def fill(
     build: Callable[[], Network],
     tensors: Mapping[str, Tensor],
-    dtype: torch.dtype,
-    at: Path,
+    dtype: torch.dtype | None,
+    at: object,
     device: str | torch.device = "cpu",
+    complete: Callable[[Network], None] = lambda network: None,
 ) -> Network:
     """Build a network on the meta device and put the tensors in place, as `dtype` on `device`, in evaluation mode.
 
-    Weights already so are not copied. Others are converted one after the other, and the memory of what was mapped from
-    a file is given back on the way: the peak is the result itself and little more. InputError lists missing, unexpected
-    and misshapen tensors briefly, and names the first one that holds NaN or infinite numbers.
+    `dtype` None keeps what is stored. `complete` computes what is in no file (tables of rotary embeddings). Weights
+    already as wanted are not copied. Others are converted one after the other, and the memory of what was mapped from
+    a file is given back on the way: the peak is the result itself and little more. InputError, which begins with `at`,
+    lists missing, unexpected and misshapen tensors briefly, and names the first one that holds NaN or infinite numbers.
     """
     network = _built(build, len(tensors), at)
     expected = network.state_dict()
@@ -48,9 +50,10 @@ def fill(
         raise InputError(f"{at} does not fit its configuration: {'; '.join(p for p in problems if p)}")
     pages, ready = Pages(), dict[str, Tensor]()
     for name, tensor in tensors.items():
-        wanted = dtype if tensor.is_floating_point() else tensor.dtype
+        wanted = dtype if dtype and tensor.is_floating_point() else tensor.dtype
         ready[name] = _placed(f"{at}: the tensor {name}", tensor.detach(), wanted, torch.device(device), pages)
     network.load_state_dict(ready, strict=True, assign=True)
+    complete(network)
     adrift = [name for name, buffer in network.named_buffers() if buffer.is_meta]
     if adrift:  # a buffer outside the state dict must be computed in forward, or it would be garbage here
         raise ValueError(f"{type(network).__name__} keeps non-persistent buffers: {adrift}")
@@ -79,7 +82,7 @@ def _refuse_absurd(key: str, value: object) -> None:
         raise InputError(f"'{key}' = {value:.6g} is beyond anything, no network can be built: use the published one")
 
 
-def _built(build: Callable[[], Network], tensors: int, at: Path) -> Network:
+def _built(build: Callable[[], Network], tensors: int, at: object) -> Network:
     try:
         with torch.device("meta"), _no_larger_than(tensors):
             return build()

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from mezzotint.digests import tensors_digest
 from mezzotint.errors import InputError
 from mezzotint.files import sha256_json, write_json, write_with
+from mezzotint.layers.fill import fill as in_place
 
 Network = TypeVar("Network", bound=nn.Module)
 
@@ -58,30 +59,19 @@ def write_folder(folder: Path, config: Mapping[str, Any], tensors: Mapping[str, 
 def fill(
     build: Callable[[], Network], layers: object, tensors: Mapping[str, Tensor], dtype: torch.dtype | None, at: object
 ) -> Network:
-    """Build a network of so many layers on the meta device and put the tensors in place, frozen and for evaluation.
+    """A network of so many layers with the tensors in place (`layers.fill`).
 
-    Tensors already in `dtype` (or all, where it is None) are not copied. Tables outside the state dict, which
-    transformers computes from the settings, are computed again. InputError where tensors and configuration disagree.
+    Tables outside the state dict, which transformers computes from the settings, are computed again. InputError where
+    tensors and configuration disagree.
     """
     if not isinstance(layers, int) or not 0 <= layers <= len(tensors):  # before anyone builds a thousand million
         raise InputError(f"{at} does not fit its configuration: {layers} layers cannot be in {len(tensors)} tensors")
-    try:
-        with torch.device("meta"):
-            network = build()
-    except (InputError, ValueError, TypeError, ArithmeticError, AttributeError, LookupError, RuntimeError) as error:
-        raise InputError(f"{at}: no network can be built from its configuration: {error}") from error
-    ready = {name: t.to(dtype) if dtype and t.is_floating_point() else t for name, t in tensors.items()}
-    try:
-        network.load_state_dict(ready, strict=True, assign=True)
-    except RuntimeError as error:
-        reason = " ".join(str(error).split())[:400]
-        raise InputError(f"{at} does not fit its configuration: {reason}") from error
+    return in_place(build, tensors, dtype, at, complete=_recomputed)
+
+
+def _recomputed(network: nn.Module) -> None:
     for module in network.modules():
         _recompute(module)
-    adrift = [name for name, buffer in network.named_buffers() if buffer.is_meta]
-    if adrift:
-        raise ValueError(f"{type(network).__name__} keeps tables that nobody computes: {adrift}")
-    return network.eval().requires_grad_(False)
 
 
 def _recompute(module: nn.Module) -> None:
