@@ -5,6 +5,8 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from itertools import pairwise
+from pathlib import Path
 from typing import Any
 
 from mezzotint.backbones.unet_config import ConditionalUNetConfig
@@ -65,22 +67,35 @@ def published(
 ) -> tuple[Process, SamplingFacts]:
     """What the scheduler file says, the family's own facts where there is none; the user's word for the prediction.
 
-    InputError where the user and a file contradict each other.
+    InputError where two of the user, the scheduler file and the weights' own file contradict each other.
     """
     if materials.scheduler is not None:
-        at = materials.scheduler_at or materials.path
-        process, found = read_scheduler(materials.scheduler, at, flow)
-        sampling, said = found.sampling(sampling.sampler, sampling.steps), process.prediction
-    else:
-        at, said = materials.path, stated(materials)
-        if "ztsnr" in materials.marks and isinstance(process.schedule, Discrete):
-            process = Process(schedules.zero_terminal_snr(process.schedule), said or Prediction.VELOCITY)
-            sampling = sampling.model_copy(update={"spacing": "trailing", "offset": 0})
-    if asked.prediction and said and asked.prediction is not said:
+        process, found = read_scheduler(materials.scheduler, materials.scheduler_at or materials.path, flow)
+        sampling = found.sampling(sampling.sampler, sampling.steps)
+    elif "ztsnr" in materials.marks and isinstance(process.schedule, Discrete):
+        process = Process(schedules.zero_terminal_snr(process.schedule), stated(materials) or Prediction.VELOCITY)
+        sampling = sampling.model_copy(update={"spacing": "trailing", "offset": 0})
+    words = [*told(materials, process).items()]
+    for (at, said), (other, another) in pairwise(words):
+        if said is not another:
+            raise InputError(
+                f"prediction is {said} in {at} but {another} in {other}: mend the wrong one, or move it away"
+            )
+    if asked.prediction and words and asked.prediction is not words[0][1]:
+        at, said = words[0]
         raise InputError(
             f"prediction is {said} in {at}, but {asked.prediction} was asked for: leave it out, or mend the file"
         )
-    return replace(process, prediction=asked.prediction or said or process.prediction), sampling
+    return replace(process, prediction=asked.prediction or (words[0][1] if words else process.prediction)), sampling
+
+
+def told(materials: Materials, process: Process) -> dict[Path, Prediction]:
+    """The prediction by the files that say it: the scheduler file whose process is given, the weights' own."""
+    words: dict[Path, Prediction] = {}
+    if "prediction_type" in (materials.scheduler or {}):
+        words[materials.scheduler_at or materials.path] = process.prediction
+    own = stated(materials)
+    return words if own is None else {**words, materials.path: own}
 
 
 def stated(materials: Materials) -> Prediction | None:

@@ -21,8 +21,9 @@ from mezzotint.text import TextEncoder
 
 TEXT = "cond_stage_model.transformer."
 TRAINED = Process(schedules.scaled_linear(0.00085, 0.012), Prediction.EPSILON)
-CLIPPING = ("DDIMScheduler", "DDPMScheduler", "HeunDiscreteScheduler", "LCMScheduler")
-PLAIN = SamplingFacts(sampler="ddim", steps=50, spacing="leading", offset=1, last="lowest")
+LEADING = ("DDIMScheduler", "DDPMScheduler")
+CLIPPING = (*LEADING, "HeunDiscreteScheduler", "LCMScheduler")
+PLAIN = SamplingFacts(sampler="ddim", steps=50, offset=1, last="lowest")  # as the published scheduler files say
 
 
 def fits(materials: Materials) -> bool:
@@ -41,7 +42,7 @@ def text(materials: Materials, dtype: torch.dtype) -> TextEncoder:
 
 def facts(materials: Materials, asked: Asked) -> dict[str, Any]:
     """Epsilon on the scaled-linear table unless the scheduler file or the user says otherwise."""
-    process, sampling = unclipped(materials, *published(materials, TRAINED, PLAIN, asked))
+    process, sampling = corrected(materials, *published(materials, TRAINED, PLAIN, asked))
     told = materials.config("unet", "time_cond_proj_dim") is not None  # a latent consistency model
     if told:
         sampling = SamplingFacts(sampler="lcm", steps=4)
@@ -54,10 +55,16 @@ def facts(materials: Materials, asked: Asked) -> dict[str, Any]:
     }
 
 
-def unclipped(materials: Materials, process: Process, sampling: SamplingFacts) -> tuple[Process, SamplingFacts]:
-    """Latents are never clipped, whatever a scheduler file of a class that can clip says (the pipelines see to it)."""
-    can = (materials.scheduler or {}).get("_class_name") in CLIPPING
-    return process, sampling.model_copy(update={"clip": None}) if can else sampling
+def corrected(materials: Materials, process: Process, sampling: SamplingFacts) -> tuple[Process, SamplingFacts]:
+    """A scheduler file as the pipelines correct it: latents are never clipped, leading timesteps start at 1.
+
+    A file silent about the start is corrected where its own scheduler is a leading one.
+    """
+    scheduler = materials.scheduler or {}
+    kind = scheduler.get("_class_name")
+    clip = {"clip": None} if kind in CLIPPING else {}
+    offset = {"offset": 1} if "steps_offset" in scheduler or kind in LEADING else {}
+    return process, sampling.model_copy(update={**clip, **offset})
 
 
 def inpainting(materials: Materials) -> dict[str, Any]:

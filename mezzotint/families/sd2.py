@@ -16,7 +16,7 @@ from mezzotint.families.family import Asked, Family
 from mezzotint.families.latent import IGNORED, UNET, pipeline_of, published, side, stated, unet_section, vae_section
 from mezzotint.families.materials import Materials, Original, Section, Shapes
 from mezzotint.families.prompts import clip_text, open_clip_section
-from mezzotint.families.sd1 import PLAIN, TRAINED, inpainting, unclipped
+from mezzotint.families.sd1 import PLAIN, TRAINED, corrected, inpainting
 from mezzotint.process import Prediction
 from mezzotint.text import TextEncoder
 
@@ -39,7 +39,8 @@ def text(materials: Materials, dtype: torch.dtype) -> TextEncoder:
 
 
 def asks(materials: Materials) -> str | None:
-    if materials.layout == "single-file" and stated(materials) is None:
+    silent = stated(materials) is None and "prediction_type" not in (materials.scheduler or {})
+    if materials.layout == "single-file" and silent:
         return (
             "the file does not say whether it predicts velocity (Stable Diffusion 2.0 and 2.1, 768 pixels) or epsilon "
             "(2.x-base, 512 pixels): add --prediction velocity or --prediction epsilon"
@@ -48,7 +49,7 @@ def asks(materials: Materials) -> str | None:
 
 
 def facts(materials: Materials, asked: Asked) -> dict[str, Any]:
-    process, sampling = unclipped(materials, *published(materials, TRAINED, PLAIN, asked))
+    process, sampling = corrected(materials, *published(materials, TRAINED, PLAIN, asked))
     usual = 768 if process.prediction is Prediction.VELOCITY else 512
     return {
         "process": process,
