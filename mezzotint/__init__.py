@@ -14,12 +14,16 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from mezzotint.errors import InputError
     from mezzotint.families import Model, load, save
+    from mezzotint.families.adapt import adapted as adapt
+    from mezzotint.families.convert import convert
     from mezzotint.generate import generate, generate_batch
     from mezzotint.pipeline import pipeline
     from mezzotint.request import Artifact, Request, Result
 
-# public name -> module
+# public name -> module, and the name there where it is another
 _PUBLIC = {
+    "adapt": "families.adapt:adapted",
+    "convert": "families.convert",
     "Artifact": "request",
     "InputError": "errors",
     "Model": "families",
@@ -33,14 +37,16 @@ _PUBLIC = {
 }
 
 __all__ = [
-    "Artifact", "InputError", "Model", "Request", "Result", "generate", "generate_batch", "load", "pipeline", "save",
+    "Artifact", "InputError", "Model", "Request", "Result", "adapt", "convert", "generate", "generate_batch", "load",
+    "pipeline", "save",
 ]  # fmt: skip
 
 
 def __getattr__(name: str) -> Any:
     if name not in _PUBLIC:
         raise AttributeError(f"module 'mezzotint' has no attribute {name!r}")
-    value = getattr(import_module(f"mezzotint.{_PUBLIC[name]}"), name)
+    module, _, other = _PUBLIC[name].partition(":")
+    value = getattr(import_module(f"mezzotint.{module}"), other or name)
     globals()[name] = value
     return value
 

@@ -17,6 +17,11 @@ def print_json(content: Any) -> None:
     print(json.dumps(content, indent=2, ensure_ascii=False, default=str))
 
 
+def answer(word: str | None) -> bool | None:
+    """yes or no as a truth value; None where nothing was said."""
+    return None if word is None else word == "yes"
+
+
 def facts(content: Mapping[str, Any]) -> str:
     """An aligned list of names and values, nested mappings indented, empty values left out."""
     return "\n".join(_rows(content, indent=""))

@@ -167,9 +167,10 @@ def to_folder(family: Family, materials: Materials, target: Path, asked: Asked, 
 
 
 def settings_of(family: Family, materials: Materials, part: str, picture: tuple[int, int]) -> dict[str, Any]:
-    """config.json of a part; a U-Net is told how large its latents are, as the pipelines take the size from there."""
+    """config.json of a part; a backbone whose shapes do not show how large its latents are is told it."""
     config = {key: value for key, value in materials.parts[part].config.items() if key != "_name_or_path"}
-    if part == family.backbone == "unet" and config.get("sample_size") is None:
+    silent = part == "unet" or config.get("_class_name") == "SD3Transformer2DModel"
+    if part == family.backbone and silent and (materials.layout == "single-file" or "sample_size" not in config):
         factor = 2 ** (len(materials.config("vae", "block_out_channels", (1,))) - 1)
         width, height = (side // factor for side in picture)
         config["sample_size"] = width if width == height else [height, width]
@@ -371,13 +372,14 @@ def read_back(
     if claimed is not family:
         taken = claimed.title if claimed else "no family known here"
         raise InputError(f"{materials.path}: as a single file it would be taken for {taken}. Keep the folder")
+    others = {part: material for part, material in materials.parts.items() if part not in kept}
     beside: dict[Path, dict[str, Any]] = {}
     try:
-        again, told = reread(family, meta, header, target, {}, None)
+        again, told = reread(family, meta, header, target, others, {}, None)
     except InputError:  # a shape that was never published: files beside it say the rest, where the family reads them
         stated = dict(materials.parts[family.backbone].config)
         scheduler = dict(materials.scheduler or scheduler_config(facts["process"], facts["sampling"]))
-        again, told = reread(family, meta, header, target, stated, scheduler)
+        again, told = reread(family, meta, header, target, others, stated, scheduler)
         beside = {target.parent / "config.json": stated, target.parent / SCHEDULER: scheduler}
     for part, material in kept.items():
         compare(material, again.parts[part])
@@ -391,6 +393,7 @@ def reread(
     meta: Mapping[str, Tensor],
     header: Mapping[str, str],
     target: Path,
+    others: Mapping[str, Material],
     stated: Mapping[str, Any],
     scheduler: Mapping[str, Any] | None,
 ) -> tuple[Materials, Mapping[str, Any]]:
@@ -398,7 +401,7 @@ def reread(
     assert family.original is not None
     parts, rest = divided(target, meta, family.original, stated)
     again = Materials(
-        target, "single-file", parts, {}, scheduler, target.parent / SCHEDULER, metadata=header,
+        target, "single-file", {**others, **parts}, {}, scheduler, target.parent / SCHEDULER, metadata=header,
         index={"is_distilled": header[DISTILLED] == "yes"} if DISTILLED in header else {},
         marks=frozenset(name for name in rest if "." not in name),
     )  # fmt: skip
