@@ -51,6 +51,8 @@ def _words(data: Mapping[str, Any] | Tensor, name: str) -> dict[str, Vectors]:
         return {name: {"": _matrix(name, data)}}
     if "string_to_param" in data:
         parameters = data["string_to_param"]
+        if not isinstance(parameters, Mapping):
+            raise InputError("the embedding's string_to_param is no table: this is no textual inversion file.")
         if len(parameters) != 1:
             raise InputError(f"the embedding holds {len(parameters)} parameters where it should hold one.")
         return {str(data.get("name") or name): {"": _matrix(name, next(iter(parameters.values())))}}
@@ -62,7 +64,8 @@ def _words(data: Mapping[str, Any] | Tensor, name: str) -> dict[str, Vectors]:
         return {name: {ENCODERS[key]: _matrix(key, value) for key, value in sorted(data.items(), key=_in_order)}}
     if not data:
         raise InputError("the embedding file is empty.")
-    return {word: {"": _matrix(word, value)} for word, value in data.items()}
+    vectors = {word: value for word, value in data.items() if isinstance(value, Tensor)} or data  # notes may stand by
+    return {word: {"": _matrix(word, value)} for word, value in vectors.items()}
 
 
 def _in_order(item: tuple[str, Any]) -> int:

@@ -15,7 +15,7 @@ import warnings
 import zipfile
 from collections.abc import Iterable, Iterator
 from pathlib import Path, PurePosixPath
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import torch
 from torch import Tensor
@@ -32,10 +32,12 @@ LONGEST, MOST = 64 * 2**20, 10**6  # bytes of instructions and their number; a t
 HARMLESS = re.compile(
     r"collections OrderedDict|_codecs encode|torch (Size|device)|torch\.nn\.parameter Parameter"
     r"|torch\._utils _rebuild_(tensor|tensor_v2|parameter)|torch\.serialization _get_layout"
-    r"|torch \w+Storage|torch (bfloat16|float\d\w*|u?int\d+|bool|half|float|double|long|int|short)"
+    r"|(__builtin__|builtins) set|torch \w+Storage"
+    r"|torch (bfloat16|float\d\w*|u?int\d+|bool|half|float|double|long|int|short)"
 )
 # What training frameworks leave beside the weights: replaced by something that does nothing, and ignored.
 BYSTANDER = re.compile(r"(pytorch_lightning|lightning|omegaconf|numpy)(\.\w+)* \w+|argparse Namespace|typing Any")
+PARAMETERS = "torch.nn.modules.container ParameterDict"  # a table of tensors, as the first embedding files have
 
 
 class Ignored:
@@ -48,6 +50,15 @@ class Ignored:
         pass
 
 
+class Parameters(Ignored):
+    """In the place of a ParameterDict: its table alone."""
+
+    table: object = None
+
+    def __setstate__(self, state: object) -> None:
+        self.table = state.get("_parameters") if isinstance(state, dict) else None
+
+
 def read_pickle(path: Path, key: str | None = None) -> dict[str, Tensor]:
     """The tensors of a PyTorch pickle on the CPU, mapped where the format allows (legacy files are read into memory).
 
@@ -57,6 +68,34 @@ def read_pickle(path: Path, key: str | None = None) -> dict[str, Tensor]:
     path = Path(path)
     content = _load(path)
     return {name: _checked(path, name, tensor) for name, tensor in _weights(path, content, key).items()}
+
+
+def read_record(path: Path) -> dict[str, Any]:
+    """What a small PyTorch pickle holds beside tensors too: texts, numbers, and tables of tensors.
+
+    For files that are no network's weights, such as the words of textual inversion. A tensor alone comes under the
+    file's own name; what is none of these is ignored.
+    """
+    path = Path(path)
+    content = _load(path)
+    if isinstance(content, Tensor):
+        content = {path.stem: content}
+    if not isinstance(content, dict):
+        raise InputError(f"{path} holds a {type(content).__name__} and no table of tensors")
+    tables: dict[int, dict[str, Tensor]] = {}  # one that is listed many times is looked at once
+    found: dict[str, Any] = {}
+    for name, value in content.items():
+        if isinstance(value, Parameters):
+            value = value.table
+        if isinstance(value, dict):
+            if id(value) not in tables:
+                tables[id(value)] = {key: _checked(path, key, tensor) for key, tensor in _tensors(value).items()}
+            found[str(name)] = tables[id(value)]
+        elif isinstance(value, Tensor):
+            found[str(name)] = _checked(path, str(name), value.detach())
+        elif isinstance(value, (str, int, float)):
+            found[str(name)] = value
+    return found
 
 
 def _load(path: Path) -> object:
@@ -72,7 +111,7 @@ def _load(path: Path) -> object:
     else:
         raise InputError(f"{path} was not written by PyTorch: {_looks_like(path, start)}")
     _refuse_programs(path, names)
-    bystanders = [(_stand_in(), name.replace(" ", ".")) for name in names if BYSTANDER.fullmatch(name)]
+    bystanders = [(_stand_in(name), name.replace(" ", ".")) for name in names if _stands_beside(name)]
     try:
         with torch.serialization.safe_globals(bystanders), warnings.catch_warnings():  # pyright: ignore
             warnings.simplefilter("ignore")
@@ -85,8 +124,13 @@ def _load(path: Path) -> object:
         raise InputError(f"{path} is not an intact PyTorch file: {why}. Copy or download it again.") from error
 
 
-def _stand_in() -> type:
-    return type("Ignored", (Ignored,), {})  # torch tells allowed classes apart by identity
+def _stand_in(name: str) -> type:
+    kind = Parameters if name == PARAMETERS else Ignored
+    return type(kind.__name__, (kind,), {})  # torch tells allowed classes apart by identity
+
+
+def _stands_beside(name: str) -> bool:
+    return name == PARAMETERS or BYSTANDER.fullmatch(name) is not None
 
 
 def _program(path: Path) -> bytes:
@@ -136,7 +180,7 @@ def _looked_up(file: BinaryIO) -> Iterator[str]:
 
 
 def _refuse_programs(path: Path, names: Iterable[str]) -> None:
-    odd = sorted(name for name in names if not HARMLESS.fullmatch(name) and not BYSTANDER.fullmatch(name))
+    odd = sorted(name for name in names if not HARMLESS.fullmatch(name) and not _stands_beside(name))
     if odd:
         more = f" and {len(odd) - 1} more" if len(odd) > 1 else ""
         raise InputError(

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from mezzotint.adapters import BACKBONE, Adapter, attach, merge, modules_of, read, read_words
 from mezzotint.checkpoints import find_weights, open_tensors, read_metadata
 from mezzotint.checkpoints.keymap import Entry
+from mezzotint.checkpoints.pickles import SUFFIXES, read_record
 from mezzotint.errors import InputError
 from mezzotint.families.model import Model
 from mezzotint.families.parts import BACKBONES, kind_of
@@ -21,7 +22,8 @@ from mezzotint.text import TextEncoder
 from mezzotint.text.clip import Clip
 from mezzotint.text.joint import Joint
 
-HEADER = "adapter_config.json"  # beside peft's weights
+PEFT, HEADER = "adapter_model", "adapter_config.json"  # weights and settings in a folder that peft writes
+LORA, WORDS = ("pytorch_lora_weights", PEFT), ("learned_embeds",)  # files in folders of adapters
 
 
 def adapted(
@@ -48,14 +50,14 @@ def adapted(
 
 
 def read_lora(model: Model, path: Path) -> Adapter:
-    """An adapter for the model from its file, or from the folder that peft writes; InputError names what misses."""
-    if not path.exists():
-        raise InputError(f"no such LoRA: {path}")
-    folder = path if path.is_dir() else path.parent
-    file = folder / "adapter_model.safetensors" if path.is_dir() else find_weights(path)
+    """An adapter for the model from its file, or from the folder that peft or diffusers writes.
+
+    InputError names what does not fit, and the family that the adapter is for.
+    """
+    file = find_weights(inside(path, LORA, "LoRA"))
     metadata = read_metadata(file) if file.suffix == ".safetensors" else {}
-    if path.is_dir() and (folder / HEADER).is_file():
-        metadata = {**metadata, "lora_adapter_metadata": (folder / HEADER).read_text()}
+    if file.stem == PEFT and (file.parent / HEADER).is_file():
+        metadata = {**metadata, "lora_adapter_metadata": (file.parent / HEADER).read_text()}
     modules = {BACKBONE: modules_of(model.backbone)}
     if model.text is not None:
         modules |= {name: modules_of(network) for name, network in model.text.networks.items()}
@@ -63,6 +65,19 @@ def read_lora(model: Model, path: Path) -> Adapter:
         return read(open_tensors(file), metadata, modules, {BACKBONE: original_names(model)})
     except InputError as error:
         raise InputError(f"{path}: {error}") from error
+
+
+def inside(path: Path, stems: Sequence[str], what: str) -> Path:
+    """The file that a path means: itself, or the first of these in its folder."""
+    if path.is_dir():
+        files = [path / f"{stem}{ending}" for ending in (".safetensors", ".bin") for stem in stems]
+        for file in files:
+            if file.is_file():
+                return file
+        raise InputError(f"{path} has no {what}: none of {', '.join(file.name for file in files)} is there")
+    if not path.is_file():
+        raise InputError(f"no such {what}: {path}")
+    return path
 
 
 def original_names(model: Model) -> list[Entry]:
@@ -85,11 +100,10 @@ def with_words(model: Model, files: Sequence[Path]) -> TextEncoder:
         raise InputError(f"a {model.family} model's text encoder takes no new words: leave the embeddings out")
     widths = {clip.folder: clip.width for clip in known}
     words: dict[str, dict[str, Tensor]] = {}
-    for file in files:
-        if not file.is_file():
-            raise InputError(f"no such embedding: {file}")
+    for file in (inside(file, WORDS, "embedding") for file in files):
         try:
-            found = read_words(open_tensors(file), file.stem, widths)
+            content = read_record(file) if file.suffix.lower() in SUFFIXES else open_tensors(file)
+            found = read_words(content, file.stem, widths)
         except InputError as error:
             raise InputError(f"{file}: {error}") from error
         if twice := found.keys() & words.keys():

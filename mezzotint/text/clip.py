@@ -118,10 +118,11 @@ class Clip:
             words += [word, *(f"{word}_{i}" for i in range(1, len(vectors)))]
         room = self.network.config.vocab_size
         first = len(self.vocabulary.tokenizer)
-        if first != room:
+        if first > room:
             raise InputError(f"{self.name} has {room} rows for {first} tokens, so new ones have no place of their own")
-        vocabulary = self.vocabulary.with_words(words)
-        return replace(self, network=self.network.with_rows(torch.cat(list(rows.values()))), vocabulary=vocabulary)
+        vocabulary = self.vocabulary.with_words(words)  # numbered on from the last word; rows that fill up are unused
+        network = self.network.with_rows(torch.cat(list(rows.values())), first)
+        return replace(self, network=network, vocabulary=vocabulary)
 
     def to(self, device: str | torch.device) -> Clip:
         """Move the network, in place."""

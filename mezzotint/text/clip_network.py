@@ -79,11 +79,11 @@ class ClipText(nn.Module):
         """The norm that follows the last layer."""
         return self.text_model.final_layer_norm(state)
 
-    def with_rows(self, rows: Tensor) -> ClipText:
-        """The same network, every other weight shared, with rows (K, D) after the last token's embedding."""
+    def with_rows(self, rows: Tensor, first: int) -> ClipText:
+        """The same network, other weights shared, with rows (K, D) from number `first` on in place of what is there."""
         network, model, embeddings = _twin(self), _twin(self.text_model), _twin(self.text_model.embeddings)
         old = embeddings.token_embedding.weight
-        weight = torch.cat((old.detach(), rows.to(old)))
+        weight = torch.cat((old[:first].detach(), rows.to(old)))
         embeddings.token_embedding = nn.Embedding.from_pretrained(weight, freeze=True)
         model.embeddings, network.text_model = embeddings, model
         network.config = replace(self.config, vocab_size=len(weight))
