@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from math import isfinite
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -15,6 +16,7 @@ from mezzotint.errors import InputError
 
 if TYPE_CHECKING:
     import torch
+    from PIL.Image import Image
     from torch import Tensor
 
     from mezzotint.request import Artifact, Request
@@ -23,21 +25,29 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Options:
-    """Make images with a model: from a text or a class, from another image, or inside a mask.
+    """Make images with a model: from a text or a class, from another image, inside a mask, under control.
 
     Every image is a PNG with a JSON file of the same name beside it, which says how it was made. Image i of a prompt is
     drawn with seed + i; the same seed gives the same image whatever else is in the batch.
+
+    MODEL is a folder of Mezzotint or of diffusers, or a single original file. What several networks or files add, adds
+    up.
 
     For example, four cells with a crack, then a crack painted into a given cell where the mask is white:
 
         mezzotint generate --model models/solar-cells --label "mono crack" --count 4 --out out/cracks
         mezzotint generate --model models/solar-cells --label "mono crack" --image cell.png --mask mask.png --out out/1
+
+    A published model, with an adapter at 0.8 and a control network that follows the edges in a picture:
+
+        mezzotint generate "a cracked cell" --model sd15.safetensors --lora cracks.safetensors@0.8 --out out/2
+        mezzotint generate "a cracked cell" --model models/sd15 --control controlnet-canny=edges.png@0.7 --out out/3
     """
 
     prompt: tyro.conf.Positional[tuple[str, ...]] = ()
     """What to paint; each prompt gives --count images. A model without text needs none."""
     model: Path = tyro.MISSING
-    """The model folder."""
+    """A model folder, or a single .safetensors or .ckpt file."""
     out: Path = tyro.MISSING
     """The folder for the images; made where it is missing."""
     negative: str = ""
@@ -66,6 +76,32 @@ class Options:
     """Above 0, at most 1: how far to leave --image."""
     mask: Path | None = None
     """Repaint --image where this is white; what is black stays as it is."""
+    reference: tyro.conf.UseAppendAction[tuple[Path, ...]] = ()
+    """A picture to look at, for models that can (FLUX.2); may be given several times."""
+    control: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
+    """NETWORK=IMAGE or NETWORK=IMAGE@SCALE: follow a picture through a control network; several add up."""
+    lora: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
+    """FILE or FILE@WEIGHT: an adapter; several add up."""
+    embedding: tyro.conf.UseAppendAction[tuple[Path, ...]] = ()
+    """A textual-inversion file, whose words the prompt may use; may be given several times."""
+    long_prompt: Literal["cut", "chunk"] = "cut"
+    """What becomes of words beyond the text encoder's length: left out with a warning, or read in pieces."""
+    skip_layers: str | None = None
+    """Blocks to do without in a second look, like 7,8,9 (Stable Diffusion 3.5): skip-layer guidance."""
+    skip_scale: float = 2.8
+    """How strongly to move away from that second look."""
+    skip_start: float = 0.01
+    """0 to 1: where on the path that begins."""
+    skip_stop: float = 0.2
+    """0 to 1: where on the path that ends."""
+    original_size: str | None = None
+    """WIDTHxHEIGHT that SDXL is told the picture had; the size asked for where left out."""
+    crop: str | None = None
+    """LEFT,TOP in pixels where SDXL is told the picture was cropped."""
+    aesthetic: float = 6.0
+    """The score that the SDXL refiner is told."""
+    negative_aesthetic: float = 2.5
+    """The score that it is told for the negative prompt."""
     start_noise: Path | None = None
     """A safetensors file with the unit noise to start from, (count, channels, height, width) in latent units."""
     save_latents: Path | None = None
@@ -74,6 +110,14 @@ class Options:
     """The number format of the network."""
     device: str = "cpu"
     """Where to compute: cpu, cuda, cuda:1, mps."""
+    offload: bool = False
+    """Keep every part on the CPU but for the time that it works: less memory of the device, more time."""
+    prediction: str | None = None
+    """What the network predicts, epsilon or velocity, where the model does not say (Stable Diffusion 2 files)."""
+    distilled: Literal["yes", "no"] | None = None
+    """Whether a FLUX.2 klein is the distilled model, where its file does not say."""
+    parts: Path | None = None
+    """A folder with what a single file lacks: vae, text_encoder, tokenizer."""
     force: bool = False
     """Load weights that disagree with their contract; the mismatch is written into the record."""
     json: bool = False
@@ -90,10 +134,16 @@ def run(options: Options) -> int:
     from mezzotint.pipeline import pipeline
 
     requests = [request_of(options, prompt) for prompt in options.prompt or ("",)]
-    model = load(options.model, device_of(options.device), getattr(torch, options.dtype), options.force)
+    model = load(
+        options.model, device_of(options.device), getattr(torch, options.dtype), options.force,
+        prediction=options.prediction, distilled=console.answer(options.distilled), parts=options.parts,
+        offload=options.offload,
+    )  # fmt: skip
     steps = [len(settle(model, request).path.steps) for request in requests]
-    given = {"model": options.model, "image": options.image, "mask": options.mask, "start_noise": options.start_noise}
-    read = {name: str(path) for name, path in given.items() if path is not None}
+    alone = {"model": options.model, "image": options.image, "mask": options.mask, "start_noise": options.start_noise}
+    several = {name: getattr(options, name) for name in ("reference", "control", "lora", "embedding")}
+    read: dict[str, Any] = {name: str(path) for name, path in alone.items() if path is not None}
+    read |= {name: [str(path) for path in paths] for name, paths in several.items() if paths}
     records: list[dict[str, Any]] = []
     latents: list[Tensor] = []
     with console.progress(quiet=options.json) as bars:
@@ -117,7 +167,7 @@ def run(options: Options) -> int:
     return 0
 
 
-def keep(artifact: Artifact, out: Path, number: int, read: dict[str, str]) -> dict[str, Any]:
+def keep(artifact: Artifact, out: Path, number: int, read: dict[str, Any]) -> dict[str, Any]:
     """Write an image and its record beside it; returns the record, with the file's digest and what was read."""
     name = f"{number:04d}_seed{artifact.record['seed']}"
     file = files.write_with(out / f"{name}.png", artifact.image.save)
@@ -131,6 +181,10 @@ def request_of(options: Options, prompt: str) -> Request:
     from mezzotint.request import Request
 
     width, height = size_of(options.size)
+    sides = size_of(options.original_size, "--original-size")
+    left, *top = numbers(options.crop or "0,0", "--crop", "LEFT,TOP")
+    if len(top) != 1:
+        raise InputError(f"--crop must be LEFT,TOP in pixels, like 0,64, not '{options.crop}'")
     return Request(
         prompt=prompt,
         negative=options.negative,
@@ -147,6 +201,18 @@ def request_of(options: Options, prompt: str) -> Request:
         image=images.read(options.image) if options.image else None,
         strength=options.strength,
         mask=images.read(options.mask) if options.mask else None,
+        references=[images.read(path) for path in options.reference],
+        control=[control_of(text) for text in options.control],
+        lora=[weighted(text, "--lora") for text in options.lora],
+        embedding=[existing(path, "--embedding") for path in options.embedding],
+        long_prompt=options.long_prompt,
+        skip_layers=numbers(options.skip_layers, "--skip-layers", "7,8,9") if options.skip_layers else (),
+        skip_scale=options.skip_scale,
+        skip_interval=(options.skip_start, options.skip_stop),
+        original_size=None if sides[0] is None else sides,
+        crop=(left, top[0]),
+        aesthetic=options.aesthetic,
+        negative_aesthetic=options.negative_aesthetic,
         start_noise=noise_from(options.start_noise) if options.start_noise else None,
     )
 
@@ -162,14 +228,55 @@ def device_of(name: str) -> torch.device:
         raise InputError(f"--device {name} cannot be used: {reason}. --device cpu always can.") from error
 
 
-def size_of(text: str | None) -> tuple[int, int] | tuple[None, None]:
+def size_of(text: str | None, flag: str = "--size") -> tuple[int, int] | tuple[None, None]:
     """Width and height from `512x384`."""
     if text is None:
         return None, None
     match = re.fullmatch(r"(\d+)[xX×](\d+)", text)
     if match is None:
-        raise InputError(f"--size must be WIDTHxHEIGHT in pixels, like 128x128, not '{text}'")
+        raise InputError(f"{flag} must be WIDTHxHEIGHT in pixels, like 128x128, not '{text}'")
     return int(match[1]), int(match[2])
+
+
+def numbers(text: str, flag: str, form: str) -> tuple[int, ...]:
+    """Whole numbers from `7,8,9`."""
+    if not re.fullmatch(r"\d+(,\d+)*", text.replace(" ", "")):
+        raise InputError(f"{flag} must be whole numbers with commas between them, {form}, not '{text}'")
+    return tuple(int(number) for number in text.split(","))
+
+
+def existing(path: Path, flag: str) -> Path:
+    """The path itself; InputError where nothing is there."""
+    if not path.exists():
+        raise InputError(f"{flag}: no such file or folder: {path}")
+    return path
+
+
+def weighted(text: str, flag: str) -> tuple[Path, float]:
+    """A file and its weight from `FILE` or `FILE@WEIGHT`; what exists under the whole name, @ and all, is that file."""
+    name, at, number = text.rpartition("@")
+    if not at or Path(text).exists():
+        return existing(Path(text), flag), 1.0
+    try:
+        weight = float(number)
+    except ValueError as error:
+        raise InputError(
+            f"{flag} {text}: there is no such file, and '{number}' is no weight: write it as {name}@0.8"
+        ) from error
+    if not isfinite(weight):
+        raise InputError(f"{flag} {text}: a weight must be a finite number, not '{number}'")
+    return existing(Path(name), flag), weight
+
+
+def control_of(text: str) -> tuple[Path, Image, float]:
+    """A control network, its picture and its scale from `NETWORK=IMAGE@SCALE`; names may hold = and @ themselves."""
+    places = [i for i, letter in enumerate(text) if letter == "="]
+    if not places:
+        raise InputError(f"--control must be NETWORK=IMAGE or NETWORK=IMAGE@SCALE, not '{text}'")
+    at = next((i for i in places if Path(text[:i]).exists()), places[0])
+    network = existing(Path(text[:at]), "--control")
+    picture, scale = weighted(text[at + 1 :], "--control")
+    return network, images.read(picture), scale
 
 
 def noise_from(path: Path) -> Tensor:
