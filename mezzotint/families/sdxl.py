@@ -12,7 +12,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mezzotint.contract import GuidanceFacts, SamplingFacts
+from mezzotint.contract import DtypeFacts, GuidanceFacts, SamplingFacts
+from mezzotint.errors import InputError
+from mezzotint.families.assemble import HALVES
 from mezzotint.families.family import Asked, Family
 from mezzotint.families.latent import IGNORED, UNET, pipeline_of, published, side, unet_section, vae_section
 from mezzotint.families.materials import Materials, Original, Section, Shapes
@@ -52,16 +54,29 @@ def big(materials: Materials, dtype: torch.dtype) -> Clip:
 
 
 def facts(materials: Materials, asked: Asked) -> dict[str, Any]:
+    """Epsilon on the scaled-linear table unless the scheduler file, marks in a single file or the user say otherwise.
+
+    The autoencoder overflows in half precision unless its own file says that it does not; an original file cannot say.
+    InputError for files that were trained on other levels of noise (EDM's), which their marks tell.
+    """
+    other = [name for name in materials.left_out if name.startswith("edm_")]
+    if other:
+        raise InputError(
+            f"{materials.path} was trained on EDM's levels of noise ({other[0]} is in it), which are not known here: "
+            f"use a model on Stable Diffusion XL's own"
+        )
     process, sampling = published(materials, TRAINED, PLAIN, asked)
     told = materials.config("unet", "time_cond_proj_dim") is not None  # a latent consistency model
     if told:
-        sampling = SamplingFacts(sampler="lcm", steps=4)
+        sampling = sampling.model_copy(update={"sampler": "lcm", "steps": 4})
+    overflows = materials.config("vae", "force_upcast", True)
     return {
         "process": process,
         "sampling": sampling,
         "guidance": GuidanceFacts(dropout=0.1, distilled=told, embedded=told, scale=8.0 if told else 5.0),
         "size": side(materials, 1024),
         "picture": (*CROP, "target_height", "target_width"),
+        "dtypes": DtypeFacts(backbone=HALVES, codec=HALVES[:2] if overflows else HALVES),
         **inpainting(materials),
     }
 
