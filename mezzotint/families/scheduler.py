@@ -85,7 +85,7 @@ def read_scheduler(
             offset=keys.steps_offset,
             last={True: "clean", False: "lowest", None: None}[keys.set_alpha_to_one],
             variance=None if variance is None else _named(VARIANCES, variance, "variance_type"),
-            clip=_clip(keys, data),
+            clip=_clip(keys, data, process),
             learned=variance == "learned_range",
         )
     except InputError as error:
@@ -191,9 +191,9 @@ def _sampler(kind: str, keys: Scheduler, data: Mapping[str, Any]) -> str | None:
     return name
 
 
-def _clip(keys: Scheduler, data: Mapping[str, Any]) -> float | Literal["default"] | None:
-    if "clip_sample" not in data:
-        return "default"
+def _clip(keys: Scheduler, data: Mapping[str, Any], process: Process) -> float | Literal["default"] | None:
+    if "clip_sample" not in data:  # the reference's samplers that clip by themselves walk no flows
+        return None if isinstance(process.schedule, RectifiedFlow) else "default"
     return float(keys.clip_sample_range) if keys.clip_sample else None
 
 
