@@ -217,8 +217,9 @@ def check_backbone(
 ) -> Contract:
     """Refuse weights that the contract does not speak of.
 
-    `facts`: in_channels, out_channels, classes (rows of the label table), tokens (width of the cross-attention input);
-    only the keys that the backbone's configuration knows. `weights` is the digest of its tensors as read.
+    `facts`: in_channels, out_channels, classes (rows of the label table), tokens (width of the cross-attention input),
+    pooled (width of the vector for the whole prompt); only the keys that the backbone's configuration knows. `weights`
+    is the digest of its tensors as read.
     """
     channels = contract.latent.channels
     extra = 0 if contract.inpaint is None else contract.inpaint**2 + channels
@@ -228,6 +229,7 @@ def check_backbone(
         "out_channels": channels * (2 if contract.variance == "learned" else 1),
         "classes": None if classes is None else len(classes.names) + int(classes.null == len(classes.names)),
         "tokens": contract.text.width if contract.text else None,
+        "pooled": contract.text.pooled if contract.text else None,
     }
     ours = {key: value for key, value in expected.items() if key in facts} | {"weights": contract.weights}
     return contract.overridden(agree("", ours, at, dict(facts) | {"weights": weights}, weights_at, force))

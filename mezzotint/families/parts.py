@@ -53,7 +53,7 @@ def _dit_facts(config: DiTConfig) -> dict[str, int | None]:
 
 def _joint_facts(config: MMDiTConfig) -> dict[str, int | None]:
     channels = {"in_channels": config.in_channels, "out_channels": config.out_channels or config.in_channels}
-    return {**channels, "tokens": config.joint_attention_dim}
+    return {**channels, "tokens": config.joint_attention_dim, "pooled": config.pooled_projection_dim}
 
 
 def _flux2_facts(config: Flux2Config) -> dict[str, int | None]:
