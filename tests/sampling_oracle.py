@@ -84,10 +84,10 @@ class Row:
     def first(self, level: Level[float], told: float) -> Level[float]:
         """The reference's own first level where it differs from ours by a fault that we do not copy.
 
-        At zero terminal SNR its sigma samplers clamp alpha_bar to 2^-24, ours step from alpha = 0. Where a multistep
+        At zero terminal SNR its Euler clamps alpha_bar to 2^-24, ours steps from alpha = 0. Where a multistep
         solver cuts chosen times to whole ones, float32 logarithms turn 999 into 998.99999 and so 998; ours says 999.
         """
-        if level.alpha == 0.0 and self.schedule == "zero_snr" and self.sampler not in ("ddpm", "ddim", "lcm"):
+        if level.alpha == 0.0 and self.schedule == "zero_snr" and self.sampler.startswith("euler"):
             return from_ratio(level.t, LARGEST_RATIO)
         if (level.t, told) == (999.0, 998.0) and self.sampler.startswith(("dpmpp", "unipc")):
             return replace(level, t=told)

@@ -8,11 +8,11 @@ from dataclasses import dataclass, replace
 from torch import Tensor
 
 from mezzotint.errors import InputError
-from mezzotint.process import Process
+from mezzotint.process import Process, RectifiedFlow
 from mezzotint.process.level import half_log_snr
 from mezzotint.sampling.gaussian import checked, kept_ratio
 from mezzotint.sampling.path import Denoise, Moment, Path, Rng, Step, entered
-from mezzotint.sampling.spacing import DPM, LINSPACE, Spacing, final, levels, paired
+from mezzotint.sampling.spacing import DPM, LINSPACE, Spacing, final, finite_start, levels, paired
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,7 +36,10 @@ class DPMpp2M:
             raise InputError(f"sampler 'dpmpp_2m' has no solver order {self.solver_order}: use 1 or 2")
 
     def path(self, process: Process, steps: int, start: int = 0, tokens: int | None = None) -> Path:
-        walk = paired(levels(process, steps, self.spacing, DPM, tokens), final(process, self.last))
+        visited = levels(process, steps, self.spacing, DPM, tokens)
+        if not isinstance(process.schedule, RectifiedFlow):
+            visited = finite_start(visited)
+        walk = paired(visited, final(process, self.last))
         gentle = walk[-1].next.sigma == 0.0 or (self.lower_order_final and steps < 15)
         orders = [self.solver_order] * (steps - 1) + [1 if gentle else self.solver_order]
         return entered([replace(step, order=order) for step, order in zip(walk, orders, strict=True)], start)

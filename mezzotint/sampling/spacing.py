@@ -210,7 +210,10 @@ def levels(process: Process, steps: int, spacing: Spacing, habit: Habit, tokens:
 
 
 def finite_start(visited: Levels) -> Levels:
-    """UniPC works in log-SNR, which must be finite: pure noise becomes alpha_bar = 2^-24 (a flow's grid is nudged)."""
+    """DPM-Solver++ and UniPC step in log-SNR, which must be finite for the step before to count in the next one.
+
+    Pure noise of a table becomes alpha_bar = 2^-24, as in the reference and on the ramps.
+    """
     first = visited[0]
     return [from_ratio(first.t, LARGEST_RATIO), *visited[1:]] if first.alpha == 0.0 else visited
 
