@@ -45,6 +45,17 @@ def family(data: Mapping[str, Any] | Tensor) -> str | None:
     return None
 
 
+def summary(data: Mapping[str, Any] | Tensor, name: str) -> dict[str, Any] | None:
+    """The words of a file, how many vectors each has and for which models they are; None where it is no such file."""
+    try:
+        words = _words(data, name)
+    except InputError:
+        return None
+    found = family(data)
+    vectors = {word: max(len(matrix) for matrix in table.values()) for word, table in words.items()}
+    return None if found is None else {"words": vectors, "family": found}
+
+
 def _words(data: Mapping[str, Any] | Tensor, name: str) -> dict[str, Vectors]:
     """{word: {encoder, or "" where the file names none: (n, D)}}."""
     if isinstance(data, Tensor):

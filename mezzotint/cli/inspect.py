@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
@@ -14,28 +13,35 @@ from mezzotint import images
 from mezzotint.cli import console
 from mezzotint.errors import InputError
 
+WEIGHTS = {".safetensors", ".ckpt", ".pt", ".pth", ".bin"}
+
 
 @dataclass(frozen=True)
 class Options:
-    """Say what a model is: parts and parameters, process, latent and text space, classes, licence, lineage.
+    """Say what a checkpoint is: family, parts and parameters, process, latent and text space, guidance, licence.
 
-    Reads a model folder, a single safetensors file, or an image that Mezzotint made; loads no weights.
+    Reads a model folder of Mezzotint or diffusers, a single original file, a LoRA, a control network, words of textual
+    inversion, or an image that Mezzotint made. Headers and settings alone are read, so a file of 30 GB takes no longer
+    than a small one. What the files leave open is said, never guessed.
 
     For example:
 
         mezzotint inspect models/solar-cells
+        mezzotint inspect v2-1_768-ema-pruned.safetensors
         mezzotint inspect out/cracks/0000_seed0.png --json
     """
 
     path: tyro.conf.Positional[Path]
-    """A model folder, a .safetensors file or an image."""
+    """A model folder, a weights file or an image."""
+    parts: Path | None = None
+    """A folder with what a single file lacks: vae, text_encoder, tokenizer."""
     json: bool = False
     """Print JSON."""
 
 
 def run(options: Options) -> int:
     """Print what is known about the path."""
-    found = examine(options.path)
+    found = examine(options.path, options.parts)
     if options.json:
         console.print_json(found)
     else:
@@ -43,17 +49,51 @@ def run(options: Options) -> int:
     return 0
 
 
-def examine(path: Path) -> dict[str, Any]:
-    """The facts about a model folder, a safetensors file or an image, as plain data."""
+def examine(path: Path, parts: Path | None = None) -> dict[str, Any]:
+    """The facts about a model, an addition to one, a safetensors file or an image, as plain data."""
     if path.is_dir():
-        return model_facts(path)
+        return folder_facts(path)
     if not path.is_file():
         raise InputError(f"no such file or folder: {path}")
-    if path.suffix == ".safetensors":
-        return {"path": str(path), "kind": "safetensors file", **tensor_facts([path])}
+    if path.suffix.lower() in WEIGHTS:
+        return file_facts(path, parts)
     if path.suffix.lower() in images.SUFFIXES:
         return image_facts(path)
-    raise InputError(f"{path} is no model folder, safetensors file or image. Give one of these.")
+    raise InputError(f"{path} is no model folder, weights file or image. Give one of these.")
+
+
+def folder_facts(folder: Path) -> dict[str, Any]:
+    """A model of ours, a published one, an addition to a model, or parts that nothing is known about."""
+    from mezzotint.families import facts
+    from mezzotint.families.load import is_native
+
+    if is_native(folder):
+        return model_facts(folder)
+    if found := facts.addition(folder):
+        return {"path": str(folder), **found}
+    try:
+        return {"path": str(folder), "kind": "model folder", **facts.published(folder)}
+    except InputError as error:
+        if not part_facts(folder):
+            raise
+        return {**model_facts(folder), "not_a_known_model": str(error)}
+
+
+def file_facts(path: Path, parts: Path | None) -> dict[str, Any]:
+    """A published model in one file, an addition to a model, or tensors that nothing is known about."""
+    from mezzotint.families import facts
+
+    plain = path.suffix == ".safetensors"
+    entries = {"metadata": metadata_of(path)} if plain else {}
+    if found := facts.addition(path):
+        return {"path": str(path), **found, **entries}
+    try:
+        return {"path": str(path), "kind": "model file", **facts.published(path, parts), **entries}
+    except InputError as error:
+        if not plain:
+            raise
+        found = {"path": str(path), "kind": "safetensors file", **tensor_facts([path])}
+        return {**found, "not_a_known_model": str(error)}
 
 
 def model_facts(folder: Path) -> dict[str, Any]:
@@ -88,32 +128,24 @@ def part_facts(folder: Path) -> dict[str, dict[str, Any]]:
 
 def tensor_facts(paths: list[Path]) -> dict[str, Any]:
     """Number of tensors and parameters, formats and header entries of safetensors files, from their headers alone."""
-    headers = [header(path) for path in paths]
-    entries: dict[str, str] = {}
-    for head in headers:
-        entries |= {name: value for name, value in head.pop("__metadata__", {}).items() if name != "format"}
-    tensors = [tensor for head in headers for tensor in head.values()]
+    from mezzotint.checkpoints import read_shapes
+
+    stored = [found for path in paths for found in read_shapes(path).values()]
     return {
-        "parameters": sum(prod(tensor["shape"]) for tensor in tensors),
-        "tensors": len(tensors),
-        "dtype": sorted({tensor["dtype"] for tensor in tensors}),
+        "parameters": sum(prod(shape) for shape, _ in stored),
+        "tensors": len(stored),
+        "dtype": sorted({str(dtype).removeprefix("torch.") for _, dtype in stored}),
         "bytes": sum(path.stat().st_size for path in paths),
-        "metadata": {name: value if len(value) <= 200 else f"{value[:200]}..." for name, value in entries.items()},
+        "metadata": {name: text for path in paths for name, text in metadata_of(path).items()},
     }
 
 
-def header(path: Path) -> dict[str, Any]:
-    """The JSON header of a safetensors file: its length in 8 little-endian bytes, then that many bytes."""
-    with open(path, "rb") as stream:
-        length = int.from_bytes(stream.read(8), "little")
-        if length > min(path.stat().st_size - 8, 100_000_000):
-            raise InputError(f"{path} is not an intact safetensors file. Copy or download it again.")
-        try:
-            return json.loads(stream.read(length))
-        except ValueError as error:
-            raise InputError(
-                f"{path} is not an intact safetensors file: {error}. Copy or download it again."
-            ) from error
+def metadata_of(path: Path) -> dict[str, str]:
+    """The text entries of a header, long ones cut."""
+    from mezzotint.checkpoints import read_metadata
+
+    entries = {name: text for name, text in read_metadata(path).items() if name != "format"}
+    return {name: text if len(text) <= 200 else f"{text[:200]}..." for name, text in entries.items()}
 
 
 def image_facts(path: Path) -> dict[str, Any]:
