@@ -119,6 +119,7 @@ class SamplingFacts(_Facts):
     last: Literal["clean", "lowest"] | None = None  # where the path ends, for samplers that leave it open
     variance: Literal["small", "large"] | None = None  # of DDPM's fresh noise
     clip: float | Literal["default"] | None = None  # clean estimates are kept within this bound (models of pixels)
+    from_image: Literal["rest", "all"] = "rest"  # LCM's steps from a picture: what is left of them, or all from below
 
 
 class DtypeFacts(_Facts):

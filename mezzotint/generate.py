@@ -214,8 +214,8 @@ def settle(model: Model, request: Request) -> Settings:
     if request.image is not None and strength is None:
         strength = 1.0 if masked else STRENGTH
     first = 0 if strength is None else entry(model, steps, strength)
-    if strength is not None and not masked and isinstance(sampler, LCM) and facts.guidance.embedded:
-        sampler, first = replace(sampler, reach=strength), 0  # a consistency model takes all its steps, from lower down
+    if strength is not None and not masked and isinstance(sampler, LCM) and facts.sampling.from_image == "all":
+        sampler, first = replace(sampler, reach=strength), 0  # all its steps, from lower down
     tokens = (width // multiple) * (height // multiple)
     scale = facts.guidance.scale if request.guidance is None else request.guidance
     return Settings(

@@ -19,6 +19,7 @@ from text_parts import tiny_clip, tiny_clip_tokenizer
 from torch import Tensor
 
 import mezzotint as mz
+from mezzotint import images
 from mezzotint.checkpoints.keymap import restored
 from mezzotint.conditioning import Conditioning
 from mezzotint.families import sdxl
@@ -114,14 +115,12 @@ def tiny_vae() -> Any:
     """An autoencoder that is certain of what it sees: the reference draws from its posterior, we take the mean."""
     from diffusers import AutoencoderKL
 
-    vae = calm(
-        AutoencoderKL(
-            block_out_channels=(32, 32, 32), down_block_types=("DownEncoderBlock2D",) * 3,
-            up_block_types=("UpDecoderBlock2D",) * 3, layers_per_block=1, latent_channels=4, sample_size=WIDTH,
-            scaling_factor=0.13025, force_upcast=True,
-        ),
-        3,
-    )  # fmt: skip
+    config: dict[str, Any] = {
+        "block_out_channels": (32, 32, 32), "down_block_types": ("DownEncoderBlock2D",) * 3,
+        "up_block_types": ("UpDecoderBlock2D",) * 3, "layers_per_block": 1, "latent_channels": 4,
+        "sample_size": WIDTH, "scaling_factor": 0.13025, "force_upcast": True,
+    }  # fmt: skip
+    vae = calm(AutoencoderKL(**config), 3)
     with torch.no_grad():
         vae.quant_conv.weight[4:] = 0.0
         vae.quant_conv.bias[4:] = -30.0
@@ -165,8 +164,9 @@ def write(root: Path, name: str, unet: Any, pipeline: str, scheduler: Mapping[st
 
 
 def write_base(root: Path, name: str = "base", **index: Any) -> Path:
-    index = {"force_zeros_for_empty_prompt": True} | index
-    return write(root, name, tiny_unet(), "StableDiffusionXLPipeline", **index)
+    return write(
+        root, name, tiny_unet(), "StableDiffusionXLPipeline", **{"force_zeros_for_empty_prompt": True, **index}
+    )
 
 
 def write_inpainting(root: Path) -> Path:
@@ -176,8 +176,10 @@ def write_inpainting(root: Path) -> Path:
 
 def write_refiner(root: Path) -> Path:
     unet = tiny_unet(text=128, sizes=5, seed=2)
-    index = {"force_zeros_for_empty_prompt": False, "requires_aesthetics_score": True}
-    return write(root, "refiner", unet, "StableDiffusionXLImg2ImgPipeline", **index)
+    return write(
+        root, "refiner", unet, "StableDiffusionXLImg2ImgPipeline",
+        force_zeros_for_empty_prompt=False, requires_aesthetics_score=True,
+    )  # fmt: skip
 
 
 def write_consistency(root: Path) -> Path:
@@ -551,6 +553,12 @@ def consistency(root: Path) -> Row:
         for prompt, seed in ((PROMPT, 1), (LONG, 2))
     ]
     runs["lcm 4, two prompts at once"] = apart(model, pipeline, *wishes)
+    changing = rebuilt(pipeline, "StableDiffusionXLImg2ImgPipeline")
+    wish = request(sampler="lcm", steps=6, guidance=7.0, seed=8, image=picture(), strength=0.6)
+    with torch.no_grad():  # latents as the picture: no draw goes to the posterior, and steps draw as ours do
+        latents = model.codec.encode(images.to_tensor(picture(), WIDTH, HEIGHT))
+    found, expected = mz.generate(model, wish).latents, theirs(changing, wish, image=latents)
+    runs["lcm 6, strength 0.6"] = distance(found, expected)
     return Row(
         model="LCM-SDXL", layouts=("folder",), backbone=backbone_error(model, pipeline, 6, told=4.5),
         text=text_error(model, pipeline), codec=codec_error(model, pipeline), runs=runs,
@@ -562,11 +570,11 @@ def velocity(root: Path) -> Row:
     folder = write_velocity(root)
     pipeline, model = opened(folder), mz.load(folder)
     start = {"start_noise": noise(), "seed": 3, "guidance_rescale": 0.7}
+    walks = {"euler": 8, "ddim": 10, "dpmpp_2m": 4, "dpmpp_2m_karras": 4, "dpmpp_2m_sde": 3, "unipc": 4, "lcm": 3}
+    wishes = {sampler: request(sampler=sampler, steps=steps, **start) for sampler, steps in walks.items()}
     runs = {
-        f"{sampler} {steps}, guidance 5 rescaled by 0.7": apart(
-            model, pipeline, request(sampler=sampler, steps=steps, **start)
-        )
-        for sampler, steps in (("euler", 8), ("ddim", 10), ("ddim", 3), ("unipc", 6), ("lcm", 4))
+        f"{sampler} {wish.steps}, guidance 5 rescaled by 0.7": apart(model, pipeline, wish)
+        for sampler, wish in wishes.items()
     }
     file = single_file(folder, root / "velocity.safetensors", sdxl.FAMILY, marks=("v_pred", "ztsnr"))
     single = mz.load(file, parts=beside(root))

@@ -55,9 +55,9 @@ def test_equals_the_reference(root: Path, name: str) -> None:
     row = xl.ROWS[name](root)
     parts = {"backbone": row.backbone, "text": row.text, "codec": row.codec}
     assert all(error is None or error < NETWORK for error in parts.values()), parts
-    if name == "velocity":  # from pure noise: the reference starts Euler at sigma / alpha = 4096, in float32
-        assert row.runs.pop("euler 8, guidance 5 rescaled by 0.7") < 2e-4
-    assert row.runs and all(error < RUN for error in row.runs.values()), row.runs
+    loose = name == "velocity"  # from pure noise: the reference starts Euler at sigma / alpha = 4096, in float32
+    limits = {run: 2e-4 if loose and run.startswith("euler") else RUN for run in row.runs}
+    assert limits and all(row.runs[run] < limit for run, limit in limits.items()), row.runs
     assert row.original is None or row.original < RUN
 
 

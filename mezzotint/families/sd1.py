@@ -45,7 +45,7 @@ def facts(materials: Materials, asked: Asked) -> dict[str, Any]:
     process, sampling = corrected(materials, *published(materials, TRAINED, PLAIN, asked))
     told = materials.config("unet", "time_cond_proj_dim") is not None  # a latent consistency model
     if told:
-        sampling = SamplingFacts(sampler="lcm", steps=4)
+        sampling = SamplingFacts(sampler="lcm", steps=4, from_image="all")
     return {
         "process": process,
         "sampling": sampling,
