@@ -126,6 +126,11 @@ def one_noise(batch: int = BATCH, seed: int = 5) -> Iterator[Callable[[], None]]
             setattr(module, name, value)
 
 
+def next_noise(channels: int, side: int) -> Tensor:
+    """What comes next in `one_noise`."""
+    return import_module("mezzotint.generate").seeded_noise([])(torch.empty(BATCH, channels, side, side))
+
+
 def scheduler(sampler: str, folder: Path) -> Any:
     """The reference's scheduler that our sampler stands for, made from the one in a folder."""
     import diffusers
@@ -138,9 +143,10 @@ def scheduler(sampler: str, folder: Path) -> Any:
 def opened(kind: str, folder: Path) -> Any:
     """A pipeline of the reference library from disk."""
     import diffusers
+    from diffusers.utils import logging
 
-    diffusers.logging.set_verbosity_error()
-    diffusers.logging.disable_progress_bar()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
     pipeline = getattr(diffusers, kind).from_pretrained(folder)
     pipeline.set_progress_bar_config(disable=True)
     return pipeline
@@ -165,13 +171,25 @@ def run(pipeline: Any, **call: Any) -> Drawn:
 
 
 def walked(
-    network: Callable[[Tensor, Tensor], Tensor], scheduler: Any, x: Tensor, steps: int, start: int = 0
+    network: Callable[[Tensor, Tensor], Tensor],
+    scheduler: Any,
+    noise: Tensor,
+    steps: int,
+    known: Tensor | None = None,
+    strength: float = 1.0,
 ) -> Tensor:
-    """The reference's schedulers around any network; `x` is the noise, or a noised picture at step `start`."""
+    """The reference's schedulers around any network, from noise or from a picture's latents (`known`)."""
     scheduler.set_timesteps(steps)
+    start = steps - int(steps * strength)
+    x = noise * scheduler.init_noise_sigma
+    if known is not None:
+        if hasattr(scheduler, "set_begin_index"):
+            scheduler.set_begin_index(start)
+        x = scheduler.add_noise(known, noise, scheduler.timesteps[start : start + 1])
     with torch.no_grad():
         for t in scheduler.timesteps[start:]:
-            x = scheduler.step(network(x, t.expand(len(x))), t, x).prev_sample
+            raw = network(scheduler.scale_model_input(x, t), t.expand(len(x)))
+            x = scheduler.step(raw, t, x).prev_sample
     return x
 
 
@@ -186,7 +204,7 @@ def calmed(network: Any, seed: int = 0) -> None:
 def tiny_network(options: Mapping[str, Any], seed: int = 0) -> Any:
     from diffusers import UNet2DModel
 
-    network = UNet2DModel(**options).eval()
+    network: Any = UNet2DModel(**options).eval()
     calmed(network, seed)
     with torch.no_grad():
         if network.class_embedding is not None:
@@ -283,8 +301,7 @@ def improved_run(network: Callable[[Tensor, Tensor], Tensor], folder: Path, step
     """What the reference's DDPM makes of a network, under the scheduler file in a folder; inside `one_noise`."""
     from diffusers import DDPMScheduler
 
-    start = import_module("mezzotint.generate").seeded_noise([])(torch.empty(BATCH, 3, SIDE, SIDE))
-    return walked(network, DDPMScheduler.from_pretrained(folder), start, steps)
+    return walked(network, DDPMScheduler.from_pretrained(folder), next_noise(3, SIDE), steps)
 
 
 def labelled(pipeline: Any, label: list[int]) -> Any:
@@ -313,17 +330,17 @@ def plain_runs(folder: Path, model: Model) -> dict[str, float]:
     """Every sampler with which the reference's own pipelines draw: the name of the run -> error of its latents."""
     found: dict[str, float] = {}
     pipeline, implicit = opened("DDPMPipeline", folder), opened("DDIMPipeline", folder)
-    for sampler, steps, extra in (
+    cases: list[tuple[str, int, dict[str, Any]]] = [
         ("ddpm", 12, {}), ("ddpm", 25, {}), ("ddim", 10, {}), ("ddim", 7, {"eta": 0.6}), ("dpmpp_2m", 7, {}),
         ("dpmpp_2m", 16, {}), ("dpmpp_2m_karras", 8, {}), ("dpmpp_2m_sde", 8, {}), ("unipc", 8, {}),
         ("unipc_karras", 5, {}),
-    ):  # fmt: skip
+    ]  # fmt: skip
+    for sampler, steps, extra in cases:
         drawer = implicit if sampler == "ddim" else pipeline
         drawer.scheduler = scheduler(sampler, folder)
         with one_noise() as anew:
             if sampler.startswith("unipc"):  # which the pipeline itself cannot call
-                noise = torch.randn(BATCH, 3, SIDE, SIDE, generator=torch.Generator().manual_seed(5))
-                theirs = walked(lambda x, t: pipeline.unet(x, t).sample, drawer.scheduler, noise, steps)
+                theirs = walked(lambda x, t: pipeline.unet(x, t).sample, drawer.scheduler, next_noise(3, SIDE), steps)
             else:
                 theirs = run(drawer, batch_size=BATCH, num_inference_steps=steps, **extra).latents
             anew()
