@@ -50,7 +50,7 @@ def model(folder: Folder) -> Callable[[str], Model]:
 
     def of(kind: str) -> Model:
         if kind not in known:
-            known[kind] = mz.load(folder(kind))
+            known[kind] = reference.remembering(mz.load(folder(kind)))
         return known[kind]
 
     return of
@@ -256,7 +256,8 @@ def test_the_statistics_are_the_latent_space(folder: Folder, model: Opened) -> N
 
 
 def test_a_distilled_klein_cannot_be_guided(model: Opened) -> None:
-    for more in ({"guidance": 4.0}, {"negative": "blurry"}):
+    wrong: list[dict[str, Any]] = [{"guidance": 4.0}, {"negative": "blurry"}]
+    for more in wrong:
         with pytest.raises(InputError, match="this model is distilled"):
             mz.generate(model(DISTILLED), mz.Request(prompt="a", width=64, height=64, **more))
     assert settle(model(DISTILLED), mz.Request()).guidance.scale == 1.0
