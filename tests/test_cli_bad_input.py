@@ -145,6 +145,46 @@ def test_files_in_a_request(refused: Refused, tiny_folder: Path, tmp_path: Path)
     assert not (tmp_path / "out").exists()
 
 
+def test_additions_that_cannot_be_read(refused: Refused, tiny_folder: Path, tmp_path: Path) -> None:
+    def ask(*args: object) -> str:
+        return refused("generate", "--model", tiny_folder, "--out", tmp_path / "out", *args)
+
+    Image.new("L", (32, 32)).save(tmp_path / "edges.png")
+    (tmp_path / "net").mkdir()
+    save_file({"a": torch.zeros(1)}, tmp_path / "some.safetensors")
+    net, picture, some = tmp_path / "net", tmp_path / "edges.png", tmp_path / "some.safetensors"
+    assert "NETWORK=IMAGE@SCALE" in ask("--control", picture)
+    assert "absent" in ask("--control", f"{tmp_path / 'absent'}={picture}")
+    assert "absent.png" in ask("--control", f"{net}={tmp_path / 'absent.png'}@0.5")
+    assert "'much' is no weight" in ask("--control", f"{net}={picture}@much")
+    assert "finite" in ask("--control", f"{net}={picture}@nan")
+    assert "config.json" in ask("--control", f"{net}={picture}@0.5")
+    assert "absent.safetensors" in ask("--lora", tmp_path / "absent.safetensors")
+    assert "absent.safetensors" in ask("--lora", f"{tmp_path / 'absent.safetensors'}@0.5")
+    assert "'' is no weight" in ask("--lora", f"{some}@")
+    assert "some.safetensors" in ask("--lora", some)
+    assert "absent" in ask("--embedding", tmp_path / "absent.safetensors")
+    assert "text" in ask("--embedding", some)
+    assert "references" in ask("--reference", picture)
+    assert "--crop" in ask("--crop", "7")
+    assert "--original-size" in ask("--original-size", "7")
+    assert "--skip-layers" in ask("--skip-layers", "7-9")
+    assert "skip_layers" in ask("--skip-layers", "0")
+    assert "skip_interval" in ask("--skip-start", "0.9")
+    assert not (tmp_path / "out").exists()
+
+
+def test_conversions_that_cannot_be_made(refused: Refused, tiny_folder: Path, tmp_path: Path) -> None:
+    assert "absent" in refused("convert", tmp_path / "absent", tmp_path / "x", "--layout", "diffusers")
+    assert "--layout" in refused("convert", tiny_folder, tmp_path / "x")
+    assert "onnx" in refused("convert", tiny_folder, tmp_path / "x", "--layout", "onnx")
+    assert "one layout" in refused("convert", tiny_folder, tmp_path / "x", "--layout", "diffusers")
+    save_file({"a": torch.zeros(1)}, tmp_path / "some.safetensors")
+    said = refused("convert", tmp_path / "some.safetensors", tmp_path / "x", "--layout", "diffusers")
+    assert "some.safetensors" in said
+    assert not (tmp_path / "x").exists()
+
+
 def test_a_place_that_cannot_be_written(refused: Refused, tiny_folder: Path, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("in the way")
     assert "file" in refused("generate", "--model", tiny_folder, "--out", tmp_path / "file" / "out")
