@@ -201,6 +201,20 @@ def test_a_folder_says_what_it_is(folder: Folder, tmp_path: Path) -> None:
     assert family.facts(materials, Asked(distilled=True))["guidance"].distilled
 
 
+def test_a_converted_klein_still_says_what_it_is(folder: Folder, model: Opened, tmp_path: Path) -> None:
+    """And an autoencoder whose settings its original file could not say stays where it is."""
+    for kind in (BASE, DISTILLED):
+        done = mz.convert(folder(kind), tmp_path / kind / "klein.safetensors", "single-file")
+        assert [file.name for file in done.files] == ["klein.safetensors", "ae.safetensors"]
+        again = mz.convert(done.files[0], tmp_path / f"{kind} again", "diffusers", parts=folder(kind))
+        for path in (done.files[0], *again.files):
+            family, materials = gather(path, folder(kind))
+            assert family.asks(materials) is None
+            assert family.facts(materials, Asked())["guidance"] == model(kind).contract.guidance
+    with pytest.raises(InputError, match="norm_num_groups"):
+        mz.convert(folder(DEV), tmp_path / "dev.safetensors", "single-file")
+
+
 def test_what_a_file_lacks_is_named_with_its_remedy(folder: Folder, tmp_path: Path) -> None:
     file = reference.original(folder(DEV), tmp_path / "flux2-dev.safetensors")
     with pytest.raises(InputError, match=r"has no|no vae"):

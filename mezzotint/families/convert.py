@@ -32,6 +32,7 @@ from mezzotint.families.materials import (
     Materials,
     Section,
     divided,
+    section_part,
 )
 from mezzotint.families.parts import AUTOENCODERS, BACKBONES, configured
 from mezzotint.families.registry import FAMILIES
@@ -262,7 +263,9 @@ def to_single_file(
             content |= {prefix + name: tensor for name, tensor in original(sections[part], material).items()}
         elif part in family.original.companions:
             files, section = family.original.companions[part]
-            apart[target.parent / files[0]] = original(section, material)
+            place = target.parent / files[0]
+            apart[place] = original(section, material)
+            compare(material, section_part(section, on_meta(apart[place]), place))
     if getattr(facts["process"].schedule, "zero_terminal_snr", False):
         content["ztsnr"] = torch.zeros(0)  # how other programs mark it
     content |= carried(family, kept, content)
