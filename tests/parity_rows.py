@@ -12,7 +12,7 @@ class Row:
 
     model: str  # "Stable Diffusion 1.x", "Stable Diffusion 1.x inpainting"
     layouts: tuple[str, ...]  # opened: "folder", "single file"
-    backbone: float  # largest difference / largest value
+    backbone: float | None  # largest difference / largest value
     text: float | None = None
     codec: float | None = None
     runs: Mapping[str, float] = field(default_factory=dict[str, float])  # "ddim 20, guidance 7.5" -> error of latents
