@@ -358,7 +358,7 @@ def unconditional_row(root: Path, kind: str) -> Row:
     ]  # fmt: skip
     if kind == "vq":  # every sampler once
         cases += [
-            (name, 6, told, {})
+            (name, 5, told, {})
             for name in ("ddpm", "euler", "euler_ancestral", "heun", "dpmpp_2m_karras", "dpmpp_2m_sde", "unipc",
                          "unipc_karras")
         ]  # fmt: skip

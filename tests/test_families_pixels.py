@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from dataclasses import replace
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ import pytest
 import torch
 from layouts import on_meta
 from networks import relative
+from torch import Tensor
 
 import mezzotint as mz
 from mezzotint.backbones import published_unets as published
@@ -164,6 +166,11 @@ ROWS: dict[str, tuple[Callable[[], UNetConfig], int, Discrete, Order]] = {
 }
 
 
+@lru_cache
+def unfilled(config: UNetConfig) -> dict[str, Tensor]:
+    return on_meta(lambda: UNet(config))
+
+
 def alone(folder: Path, config: UNetConfig, order: Order | None, beside: dict[str, Any] | None = None) -> Materials:
     """An original file of such a network that has no numbers, only names and shapes."""
     if beside is not None:
@@ -171,7 +178,7 @@ def alone(folder: Path, config: UNetConfig, order: Order | None, beside: dict[st
     entries = port(config) if config.freq_shift == 1 else adm(config, order)
     original = FAMILY.original
     assert original is not None
-    return read_original(folder / "model.pt", restored(on_meta(lambda: UNet(config)), entries), original, None)
+    return read_original(folder / "model.pt", restored(unfilled(config), entries), original, None)
 
 
 @pytest.mark.parametrize("name", ROWS)
@@ -186,7 +193,7 @@ def test_published_files_say_all_by_their_shapes(name: str, tmp_path: Path) -> N
     assert (len(facts["classes"].names) if facts["classes"] else None) == config.num_class_embeds
     read = UNetConfig.from_config(materials.parts["unet"].config)
     assert read.plan() == replace(config, dropout=0.0).plan() and read.sample_size == side
-    assert materials.parts["unet"].tensors.keys() == on_meta(lambda: UNet(config)).keys()
+    assert materials.parts["unet"].tensors.keys() == unfilled(config).keys()
     rows = sections({}, {})["unet"].rows
     assert rows and rows(materials.parts["unet"].config) == adm(config, order)
     assert FAMILY.licence(materials) == "MIT"
