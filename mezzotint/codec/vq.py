@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import torch
@@ -39,7 +39,8 @@ class VQConfig:
     @classmethod
     def from_config(cls, data: Mapping[str, object]) -> VQConfig:
         """Read a VQModel's config.json; InputError names any option that cannot be built."""
-        return read_config(cls, data, {"norm_type": "group", "lookup_from_codebook": False})
+        config = read_config(cls, data, {"norm_type": "group", "lookup_from_codebook": False})
+        return replace(config, vq_embed_dim=config.vq_embed_dim or config.latent_channels)
 
     @property
     def convolutions(self) -> KLVAEConfig:
