@@ -12,6 +12,8 @@ from mezzotint.files import sha256_json
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
+SILENT = {"silent": True}  # metadata of a field of a configuration
+
 
 def tensors_digest(tensors: Mapping[str, Tensor], done: Callable[[Tensor], None] = lambda tensor: None) -> str:
     """SHA-256 over names, shapes and values, sorted by name; `done` is told each tensor that was read.
@@ -40,8 +42,12 @@ def module_digest(module: nn.Module, config: Any) -> str:
 
 
 def settings_of(config: Any) -> dict[str, Any]:
-    """Fields of a configuration dataclass that differ from their defaults: one added later changes no digest."""
-    return {f.name: getattr(config, f.name) for f in fields(config) if getattr(config, f.name) != _default(f)}
+    """Fields of a configuration dataclass that differ from their defaults: one added later changes no digest.
+
+    Nor does a field marked SILENT, which says nothing about what the network computes.
+    """
+    telling = [f for f in fields(config) if f.metadata != SILENT]
+    return {f.name: getattr(config, f.name) for f in telling if getattr(config, f.name) != _default(f)}
 
 
 def _default(field: Any) -> Any:

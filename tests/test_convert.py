@@ -22,9 +22,10 @@ from text_parts import tiny_bert_tokenizer, tiny_clip
 from torch import Tensor
 
 import mezzotint as mz
-from mezzotint.checkpoints import open_tensors, read_metadata, write_tensors
+from mezzotint.checkpoints import open_tensors, read_metadata, write_sharded, write_tensors
 from mezzotint.errors import InputError
-from mezzotint.families.convert import convert, write_sharded
+from mezzotint.families import to_folder
+from mezzotint.families.convert import convert
 from mezzotint.text.vocabulary import clip_vocabulary
 
 VAE: dict[str, Any] = {
@@ -320,7 +321,7 @@ def test_large_parts_are_written_in_pieces(
     folder: Callable[[str], Path], converted: Callable[[str], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seen = list[tuple[str, int, int]]()
-    monkeypatch.setattr(f"{convert.__module__}.write_sharded", lambda *a, **k: write_sharded(*a, **k, limit=200_000))
+    monkeypatch.setattr(to_folder, "write_sharded", lambda *a, **k: write_sharded(*a, **k, limit=200_000))
     source = converted("sd1") / "single" / SINGLE
     convert(source, tmp_path / "out", "diffusers", watch=lambda *told: seen.append(told))
     assert len(list((tmp_path / "out" / "unet").glob("diffusion_pytorch_model-*-of-*.safetensors"))) > 1

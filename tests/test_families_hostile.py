@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 import torch
-from reference_sd import text_to_image
+from reference_sd import write_plain
 from safetensors.torch import load_file, save_file
 
 import mezzotint as mz
@@ -23,7 +23,7 @@ UNET, VAE, TEXT = "unet/diffusion_pytorch_model", "vae/diffusion_pytorch_model",
 
 @pytest.fixture(scope="module")
 def healthy(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return text_to_image(tmp_path_factory.mktemp("healthy") / "sd1")
+    return write_plain(tmp_path_factory.mktemp("healthy") / "sd1")
 
 
 def reset(file: str, **settings: Any) -> Callable[[Path], None]:

@@ -13,7 +13,8 @@ from typing import Any
 import pytest
 import torch
 from networks import relative
-from reference_sd import PNDM, calm, text_to_image, write
+from reference_sd import PNDM, write, write_plain
+from reference_sdxl import calm
 from text_parts import tiny_clip
 
 import mezzotint as mz
@@ -29,7 +30,7 @@ REQUEST = mz.Request(prompt="a crack", negative="dark", steps=4, guidance=3.0, s
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return convertible(text_to_image(tmp_path_factory.mktemp("published") / "sd1"))
+    return convertible(write_plain(tmp_path_factory.mktemp("published") / "sd1"))
 
 
 def convertible(root: Path) -> Path:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 import torch.nn.functional as F
@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from mezzotint.codec.kl_vae import Decoder, Encoder, KLVAEConfig
 from mezzotint.codec.latent_space import LatentSpace
+from mezzotint.digests import SILENT
 from mezzotint.layers.config import read_config
 
 PATCH = 2
@@ -34,7 +35,7 @@ class Flux2VAEConfig:
     act_fn: str = "silu"
     latent_channels: int = 32
     norm_num_groups: int = 32
-    sample_size: int | tuple[int, int] = 1024
+    sample_size: int | tuple[int, int] = field(default=1024, metadata=SILENT)
     use_quant_conv: bool = True
     use_post_quant_conv: bool = True
     mid_block_add_attention: bool = True

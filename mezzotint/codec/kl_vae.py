@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from torch import Tensor, nn
 
+from mezzotint.digests import SILENT
 from mezzotint.errors import InputError
 from mezzotint.layers.attention import ImageAttention
 from mezzotint.layers.config import divides, one_of, read_config
@@ -29,12 +30,12 @@ class KLVAEConfig:
     act_fn: str = "silu"
     latent_channels: int = 4
     norm_num_groups: int = 32
-    sample_size: int | tuple[int, int] = 32
+    sample_size: int | tuple[int, int] = field(default=32, metadata=SILENT)
     scaling_factor: float = 0.18215
     shift_factor: float | None = None
     latents_mean: tuple[float, ...] | None = None
     latents_std: tuple[float, ...] | None = None
-    force_upcast: bool = True
+    force_upcast: bool = field(default=True, metadata=SILENT)
     use_quant_conv: bool = True
     use_post_quant_conv: bool = True
     mid_block_add_attention: bool = True

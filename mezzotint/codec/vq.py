@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
 import torch
@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mezzotint.codec.kl_vae import Decoder, Encoder, KLVAEConfig
+from mezzotint.digests import SILENT
 from mezzotint.layers.config import read_config
 
 ROWS = 4096  # vectors looked up at a time: with 8192 codes their distances fill 128 MiB
@@ -28,7 +29,7 @@ class VQConfig:
     layers_per_block: int = 1
     act_fn: str = "silu"
     latent_channels: int = 3
-    sample_size: int | tuple[int, int] = 32
+    sample_size: int | tuple[int, int] = field(default=32, metadata=SILENT)
     num_vq_embeddings: int = 256
     norm_num_groups: int = 32
     vq_embed_dim: int | None = None  # channels of a code; None: latent_channels

@@ -33,7 +33,7 @@ def assemble(
     """Build every part in place and write the contract; InputError where parts are missing or do not fit each other."""
     question = unanswered(family, materials, asked)
     if question:
-        raise InputError(f"{materials.path}: {question}")
+        raise InputError(f"{materials.path}: {question.text}")
     facts = family.facts(materials, asked)
     material = materials.material(family.backbone, f"without it there is no {family.title}")
     part, config = configured(BACKBONES, material.config, material.at / "config.json")

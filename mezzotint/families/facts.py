@@ -15,7 +15,7 @@ from mezzotint.checkpoints import find_weights, open_tensors, read_json, read_me
 from mezzotint.checkpoints.header import Shapes as Stored
 from mezzotint.errors import InputError
 from mezzotint.families.control import single
-from mezzotint.families.convert import grouped
+from mezzotint.families.converted import grouped
 from mezzotint.families.family import Asked, Family, unanswered
 from mezzotint.families.load import gather
 from mezzotint.families.materials import Material, Materials, folder_part
@@ -35,7 +35,7 @@ def published(path: Path, parts: Path | None = None) -> dict[str, Any]:
     """Family, parts, process, latent and text space of a folder or a single file; InputError where it is neither."""
     family, materials = gather(path, parts)
     question = unanswered(family, materials, Asked())
-    asked = ANSWERS["distilled" if question and "--distilled" in question else "prediction"] if question else (Asked(),)
+    asked = ANSWERS[question.fact] if question else (Asked(),)
     facts = [family.facts(materials, answer) for answer in asked]
     process, sampling, guidance = (either(facts, name) for name in ("process", "sampling", "guidance"))
     known = {part: part_facts(material) for part, material in materials.parts.items()}
@@ -54,7 +54,7 @@ def published(path: Path, parts: Path | None = None) -> dict[str, Any]:
         "guidance": guidance,
         "size": list(size),
         "licence": {"weights": family.licence(materials)},
-        "left_open": question,
+        "left_open": question.text if question else None,
         "missing": missing(family, materials),
         "left_out": {what: len(names) for what, names in grouped(materials.left_out).items()},
         "notes": list(family.notes(materials)),

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from mezzotint.errors import InputError
 from mezzotint.families.materials import Materials, Original
 from mezzotint.process import Prediction
 from mezzotint.text import TextEncoder
@@ -20,6 +21,14 @@ class Asked:
 
     prediction: Prediction | None = None  # SD 2: epsilon (2.x-base) or velocity (2.0, 2.1)
     distilled: bool | None = None  # FLUX.2 klein: the distilled model or the base
+
+
+@dataclass(frozen=True, slots=True)
+class Question:
+    """What only the user can say: the field of `Asked` that answers, and the question."""
+
+    fact: str
+    text: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,15 +51,18 @@ class Family:
     original: Original | None = None
     folders: Mapping[str, str] = field(default_factory=dict[str, str])  # parts that the pipeline calls otherwise
     index: Mapping[str, Any] = field(default_factory=dict[str, Any])  # more of the model_index.json that we write
-    asks: Callable[[Materials], str | None] = lambda materials: None  # what only the user can say, as a question
+    asks: Callable[[Materials], Question | None] = lambda materials: None
+    answers: tuple[str, ...] = ("prediction",)  # the fields of `Asked` that say something about these models
     notes: Callable[[Materials], tuple[str, ...]] = lambda materials: ()  # what the files do not say, assumed
 
 
-def unanswered(family: Family, materials: Materials, asked: Asked) -> str | None:
-    """The question that the files leave open and the user has not answered."""
+def unanswered(family: Family, materials: Materials, asked: Asked) -> Question | None:
+    """The question that the files leave open and the user has not answered; InputError for answers to nothing."""
+    for f in fields(Asked):
+        if getattr(asked, f.name) is not None and f.name not in family.answers:
+            raise InputError(f"{materials.path}: {family.title} has no '{f.name}' to choose: leave --{f.name} out")
     question = family.asks(materials)
-    answer = asked.distilled if question and "--distilled" in question else asked.prediction
-    return question if answer is None else None
+    return question if question and getattr(asked, question.fact) is None else None
 
 
 def beside(materials: Materials, part: str) -> Path:

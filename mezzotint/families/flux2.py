@@ -16,7 +16,7 @@ from mezzotint.checkpoints.layouts.flux2 import flux2, flux2_config, flux2_vae, 
 from mezzotint.codec.flux2_vae import Flux2VAEConfig
 from mezzotint.contract import GuidanceFacts, SamplingFacts
 from mezzotint.errors import InputError
-from mezzotint.families.family import Asked, Family
+from mezzotint.families.family import Asked, Family, Question
 from mezzotint.families.latent import published
 from mezzotint.families.materials import Materials, Original, Section, Shapes
 from mezzotint.families.prompts import flux2_text
@@ -45,13 +45,14 @@ def stated(materials: Materials) -> bool | None:
     return cached(materials) if "_class_name" in materials.index else None  # an index is silent at the default
 
 
-def asks(materials: Materials) -> str | None:
+def asks(materials: Materials) -> Question | None:
     """klein's base and distilled models are the same network: a folder says which it is, a single file does not."""
     if told(materials) or stated(materials) is not None:
         return None
-    return (
+    return Question(
+        "distilled",
         "nothing says whether this is klein distilled (4 steps, no guidance) or klein base (50 steps, guidance 4): add "
-        "--distilled yes or --distilled no"
+        "--distilled yes or --distilled no",
     )
 
 
@@ -134,6 +135,7 @@ FAMILY = Family(
         original, sections, companions={"vae": (("ae.safetensors", "flux2-vae.safetensors"), VAE_SECTION)}
     ),
     asks=asks,
+    answers=("prediction", "distilled"),
     notes=lambda materials: (
         ("klein KV draws from text alone here: its way to see references is not built",) if cached(materials) else ()
     ),

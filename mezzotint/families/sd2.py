@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from mezzotint.contract import GuidanceFacts
-from mezzotint.families.family import Asked, Family
+from mezzotint.families.family import Asked, Family, Question
 from mezzotint.families.latent import IGNORED, UNET, pipeline_of, published, side, stated, unet_section, vae_section
 from mezzotint.families.materials import Materials, Original, Section, Shapes
 from mezzotint.families.prompts import clip_text, open_clip_section
@@ -38,12 +38,13 @@ def text(materials: Materials, dtype: torch.dtype) -> TextEncoder:
     return clip_text(materials, "text_encoder", dtype, padding="!")
 
 
-def asks(materials: Materials) -> str | None:
+def asks(materials: Materials) -> Question | None:
     silent = stated(materials) is None and "prediction_type" not in (materials.scheduler or {})
     if materials.layout == "single-file" and silent:
-        return (
+        return Question(
+            "prediction",
             "the file does not say whether it predicts velocity (Stable Diffusion 2.0 and 2.1, 768 pixels) or epsilon "
-            "(2.x-base, 512 pixels): add --prediction velocity or --prediction epsilon"
+            "(2.x-base, 512 pixels): add --prediction velocity or --prediction epsilon",
         )
     return None
 
