@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from mezzotint.digests import tensors_digest
 from mezzotint.errors import InputError
 from mezzotint.families.model import Model
+from mezzotint.families.native import identified
 from mezzotint.files import sha256_file, sha256_json
 from mezzotint.generate import generate, settle
 from mezzotint.request import Artifact, Request
@@ -36,10 +37,14 @@ class Pipeline:
 
 
 def pipeline(model: Model, policy: str | None = None) -> Pipeline:
-    """A pipeline without filters, watermark or signature, which is what the policy "off" (or none) says."""
+    """A pipeline without filters, watermark or signature, which is what the policy "off" (or none) says.
+
+    A published checkpoint comes without digests of its weights; they are computed here, once, since every record names
+    them: about a second per gigabyte.
+    """
     if policy not in (None, "off"):
         raise InputError(f"policy {policy!r} cannot be kept: there are no filters or signatures yet; use 'off'")
-    return Pipeline(model)
+    return Pipeline(identified(model))
 
 
 def record(model: Model, request: Request) -> dict[str, Any]:
