@@ -19,8 +19,7 @@ from mezzotint.layers.pages import Pages
 Network = TypeVar("Network", bound=nn.Module)
 
 LARGEST = 2**22  # no count or width in a published configuration comes near it
-AT_ONCE = 30_000  # numbers converted and checked while they are in the cache; below torch's threshold for threads
-RELEASED = 2**20  # numbers after which the memory they came from is given back
+AT_ONCE = 2**21  # numbers converted and checked before the memory they came from is given back
 
 
 def fill(
@@ -123,12 +122,11 @@ def _placed(what: str, tensor: Tensor, dtype: torch.dtype, device: torch.device,
         _refuse_not_finite(what, tensor, tensor)
         return tensor
     result = torch.empty_like(tensor, dtype=dtype, device=device)
-    for source, target in _in_order(tensor, result, RELEASED):
-        for numbers, place in _in_order(source, target, AT_ONCE):
-            place.copy_(numbers)
-            if not _bounded(place):
-                _refuse_not_finite(what, place, numbers)
-        pages.release(source)
+    for numbers, place in _in_order(tensor, result, AT_ONCE):
+        place.copy_(numbers)
+        if not _bounded(place):
+            _refuse_not_finite(what, place, numbers)
+        pages.release(numbers)
     return result
 
 
@@ -157,7 +155,7 @@ def _refuse_not_finite(what: str, numbers: Tensor, source: Tensor) -> None:
 def _finite(numbers: Tensor) -> bool:
     if not numbers.is_floating_point():
         return True
-    return all(_bounded(piece) for piece, _ in _in_order(numbers, numbers, RELEASED))
+    return all(_bounded(piece) for piece, _ in _in_order(numbers, numbers, AT_ONCE))
 
 
 def _bounded(piece: Tensor) -> bool:
