@@ -112,7 +112,11 @@ def test_peak_memory_of_a_whole_model_is_its_weights(folder: Path, tmp_path: Pat
     tiny_clip(large / "text_encoder", 384, layers=2, heads=6, vocabulary=49408)
     convert(large, large / "model.safetensors", "single-file")
     here = Path(__file__).parent
-    environment = {**os.environ, "PYTHONPATH": f"{here}{os.pathsep}{here.parent}"}
+    environment = {
+        **os.environ,
+        "PYTHONPATH": f"{here}{os.pathsep}{here.parent}",
+        "OMP_NUM_THREADS": "1",  # a fork does not inherit threads
+    }
     script = [sys.executable, str(here / "families_peaks.py"), str(folder), str(large)]
     done = subprocess.run(script, env=environment, capture_output=True, text=True, timeout=300, check=False)
     assert done.returncode == 0, done.stderr[-2000:]
