@@ -38,6 +38,7 @@ from reference_adapters import (
     vectors,
     web_interface,
 )
+from safetensors.torch import save_file
 from torch import Tensor
 
 import mezzotint as mz
@@ -198,6 +199,16 @@ def test_the_base_is_what_it_was_and_requests_do_not_disturb_each_other(place: P
         after = network.state_dict(keep_vars=True)
         assert all(after[name] is tensor and torch.equal(tensor, value[name]) for name, tensor in kept.items())
     assert "<plate>" not in getattr(model.text, "vocabulary").words()  # noqa: B009 - a Clip
+
+
+def test_pain_03_a_lora_trained_for_another_prediction_is_refused(place: Path, tmp_path: Path) -> None:
+    model = loaded(sd1(place))
+    tensors = spelled(invented(model, LINEAR), "kohya")
+    for said in ("v", "epsilon"):
+        save_file(tensors, tmp_path / f"{said}.safetensors", {"modelspec.prediction_type": said})
+    with pytest.raises(InputError, match=r"v\.safetensors was trained to predict velocity, and .* predicts epsilon"):
+        read_lora(model, tmp_path / "v.safetensors")
+    assert read_lora(model, tmp_path / "epsilon.safetensors").facts.prediction == "epsilon"
 
 
 def test_pain_19_a_lora_that_matches_nothing_is_an_error(place: Path, tmp_path: Path) -> None:

@@ -14,6 +14,7 @@ from mezzotint.checkpoints import find_weights, open_tensors, read_metadata
 from mezzotint.checkpoints.keymap import Entry
 from mezzotint.checkpoints.pickles import SUFFIXES, read_record
 from mezzotint.errors import InputError
+from mezzotint.families.latent import WORDS as PREDICTIONS
 from mezzotint.families.model import Model
 from mezzotint.families.parts import BACKBONES, kind_of
 from mezzotint.families.registry import FAMILIES
@@ -62,9 +63,14 @@ def read_lora(model: Model, path: Path) -> Adapter:
     if model.text is not None:
         modules |= {name: modules_of(network) for name, network in model.text.networks.items()}
     try:
-        return read(open_tensors(file), metadata, modules, {BACKBONE: original_names(model)})
+        adapter = read(open_tensors(file), metadata, modules, {BACKBONE: original_names(model)})
     except InputError as error:
         raise InputError(f"{path}: {error}") from error
+    said = PREDICTIONS.get(adapter.facts.prediction or "")
+    if said is not None and said is not model.process.prediction:
+        ours = model.process.prediction
+        raise InputError(f"{path} was trained to predict {said}, and {model.path} predicts {ours}: use its own base")
+    return adapter
 
 
 def inside(path: Path, stems: Sequence[str], what: str) -> Path:
