@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -63,8 +62,3 @@ def unanswered(family: Family, materials: Materials, asked: Asked) -> Question |
             raise InputError(f"{materials.path}: {family.title} has no '{f.name}' to choose: leave --{f.name} out")
     question = family.asks(materials)
     return question if question and getattr(asked, question.fact) is None else None
-
-
-def beside(materials: Materials, part: str) -> Path:
-    """Where a part was found, for messages."""
-    return materials.parts[part].at if part in materials.parts else materials.path
