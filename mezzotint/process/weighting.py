@@ -24,9 +24,11 @@ def draw_times(
     density: Density = "uniform",
     mean: float = 0.0,
     std: float = 1.0,
+    shift: float | None = None,
 ) -> Tensor:
-    """Times (count,) on the network's clock: whole timesteps for tables; for flows float32, bent by the static shift.
+    """Times (count,) on the network's clock: whole timesteps for tables; for flows float32, bent by a shift.
 
+    `shift`, which tables do not have, is the schedule's static one unless it is given (`resolution_shift`).
     logit_normal: u = sigmoid(mean + std z), z standard normal (Esser 2024, eq. 19); a larger mean visits more noise.
     """
     if density == "uniform":
@@ -37,8 +39,25 @@ def draw_times(
         raise InputError(f"unknown density '{density}': use 'uniform' or 'logit_normal'")
     schedule = process.schedule
     if isinstance(schedule, RectifiedFlow):
-        return schedule.clock * (schedule.shift * u / (1.0 + (schedule.shift - 1.0) * u))
+        shift = schedule.shift if shift is None else shift
+        return schedule.clock * (shift * u / (1.0 + (shift - 1.0) * u))
+    if shift is not None:
+        raise InputError(f"a shift bends the times of a flow, and this schedule is {schedule.name}: leave it out")
     return (u * schedule.timesteps).long().clamp(max=schedule.timesteps - 1)
+
+
+def resolution_shift(process: Process, tokens: int, usual: int, steps: int) -> float:
+    """The shift for images of `tokens` tokens where the schedule's own is meant for `usual` tokens.
+
+    Esser 2024, eq. 23: shift sqrt(tokens / usual), so that an image is as destroyed at a time whatever its size; where
+    the schedule has a rule of its own (FLUX's mu), that rule at `steps` steps.
+    """
+    schedule = process.schedule
+    if not isinstance(schedule, RectifiedFlow):
+        raise InputError(f"a shift bends the times of a flow, and this schedule is {schedule.name}: leave it out")
+    if schedule.mu != "none":
+        return schedule.shift_for(steps, tokens)
+    return schedule.shift * (tokens / usual) ** 0.5
 
 
 def uniform(process: Process, level: Level[Tensor], gamma: float = 5.0) -> Tensor:
