@@ -17,6 +17,7 @@ from mezzotint.process import Process
 from mezzotint.text import TextEncoder
 
 FILE = "contract.json"
+HEADER = "mezzotint"  # the key of an adapter's contract in the header of its safetensors file
 VERSION = 1
 
 
@@ -176,6 +177,72 @@ class Contract(_Facts):
         return self.model_copy(update={"lineage": self.lineage.model_copy(update={"overrides": entries})})
 
 
+class AdapterContract(_Facts):
+    """What a small addition to a model was trained under; it travels in the header of the file that has its weights."""
+
+    version: Literal[1] = VERSION
+    kind: Literal["lora", "embedding", "control"]
+    family: str
+    base: str = ""  # SHA-256 over the tensors of the base's backbone; "" where it was not computed
+    process: Annotated[Process, PlainValidator(_read_process), PlainSerializer(_write_process)]
+    latent: LatentFacts
+    text: TextFacts | None = None
+    classes: ClassFacts | None = None
+    distilled: bool = False  # the base was a guidance-distilled model
+    words: tuple[str, ...] = ()  # that call it forth
+    licence: Licence
+    lineage: Lineage = Lineage()
+
+    @staticmethod
+    def of(
+        base: Contract, kind: Literal["lora", "embedding", "control"], weights: str = "", words: Iterable[str] = (),
+        licence: Licence | None = None, lineage: Lineage | None = None,
+    ) -> AdapterContract:  # fmt: skip
+        """The facts of the base that an addition was trained on; `weights` is the digest of its backbone."""
+        return AdapterContract(
+            kind=kind, family=base.family, base=weights or base.weights, process=base.process, latent=base.latent,
+            text=base.text, classes=base.classes, distilled=base.guidance.distilled, words=tuple(words),
+            licence=licence or base.licence, lineage=lineage or Lineage(base=weights or base.weights or None),
+        )  # fmt: skip
+
+    def to_header(self) -> dict[str, str]:
+        """One entry for the header of a safetensors file."""
+        return {HEADER: self.model_dump_json()}
+
+    @staticmethod
+    def from_header(metadata: Mapping[str, str]) -> AdapterContract | None:
+        """What `to_header` wrote, None where there is nothing of ours; InputError says which field is wrong."""
+        if HEADER not in metadata:
+            return None
+        try:
+            return AdapterContract.model_validate_json(metadata[HEADER])
+        except ValidationError as error:
+            raise InputError(f"the header's {HEADER}: {_explain(error, AdapterContract)}") from error
+        except InputError as error:
+            raise InputError(f"the header's {HEADER}: {error}") from error
+
+
+def check_adapter(base: Contract, base_at: Path, adapter: AdapterContract, adapter_at: Path) -> None:
+    """Refuse an addition that was trained under another process, in another latent space, or on other text widths.
+
+    Another base of the same kind is no error: that is what most additions are used with. Nor is another codec that
+    has the same latent space, as the decoders that were trained further have.
+    """
+    ours, theirs = (
+        {
+            "process": facts.process.to_dict(),
+            "latent": facts.latent.model_dump(include={"channels", "scale", "shift"}),
+            "text": facts.text and facts.text.model_dump(include={"width", "pooled"}),
+        }
+        for facts in (base, adapter)
+    )
+    found = [f"{key} is {a} in {base_at} but {b} in {adapter_at}" for key, a, b in _differences("", ours, theirs)]
+    if found:
+        raise InputError(
+            f"trained for another kind of model: {'; '.join(found)}.\nUse it with a model of its own base."
+        )
+
+
 def read_contract(path: Path) -> Contract:
     """Read contract.json, or the one in a model folder; InputError says which field is wrong and how."""
     path = Path(path) / FILE if Path(path).is_dir() else Path(path)
@@ -268,12 +335,12 @@ def _short(value: Any) -> str:
     return text if len(text) <= 80 else f"{text[:60]}... ({len(text)} characters)"
 
 
-def _explain(error: ValidationError) -> str:
+def _explain(error: ValidationError, kind: type[BaseModel] = Contract) -> str:
     first, *rest = error.errors()
     where = ".".join(str(part) for part in first["loc"]) or "the file"
     message = first["msg"]
     if first["type"] == "extra_forbidden":
-        near = get_close_matches(str(first["loc"][-1]), _field_names(Contract), n=1)
+        near = get_close_matches(str(first["loc"][-1]), _field_names(kind), n=1)
         message = f"unknown key{f', nearest valid name: {near[0]}' if near else ''}"
     elif first["loc"] == ("version",):
         message = f"{first['input']!r}, but this Mezzotint reads contract version {VERSION}: use the one that wrote it"
