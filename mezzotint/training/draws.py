@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Sequence
 from functools import lru_cache
 
 import torch
@@ -30,7 +31,27 @@ def shuffled(seed: int, step: int, batch: int, count: int) -> Tensor:
     return chain[first - epochs[0] * count :][:batch]
 
 
+def bucketed(seed: int, step: int, batch: int, counts: Sequence[int]) -> tuple[int, Tensor]:
+    """The bucket of step 0, 1, ... and indices (batch,) into it, where a batch cannot mix buckets of counts[b] images.
+
+    In a round bucket b has ceil(counts[b] / batch) batches, the order of all batches being shuffled; its k-th batch of
+    the run is shuffled(seed + b, k, batch, counts[b]), so that one bucket draws what `shuffled` draws.
+    """
+    shares = tuple(-(-count // batch) for count in counts)
+    turn, place = divmod(step, sum(shares))
+    order = _order(seed, turn, shares)
+    bucket = int(order[place])
+    before = int((order[:place] == bucket).sum())
+    return bucket, shuffled(seed + bucket, turn * shares[bucket] + before, batch, counts[bucket])
+
+
 @lru_cache(maxsize=4)
+def _order(seed: int, turn: int, shares: tuple[int, ...]) -> Tensor:
+    buckets = torch.arange(len(shares)).repeat_interleave(torch.tensor(shares))
+    return buckets[torch.randperm(len(buckets), generator=generator(seed, turn, "buckets"))]
+
+
+@lru_cache(maxsize=16)  # two epochs of several buckets
 def _permutation(seed: int, epoch: int, count: int) -> Tensor:
     return torch.randperm(count, generator=generator(seed, epoch, "order"))
 

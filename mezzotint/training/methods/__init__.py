@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 from torch import Tensor, nn
 
@@ -18,7 +18,16 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
 # recipe name -> file, class
-METHODS = {"full": ("full", "Full"), "vae": ("vae", "Vae"), "patch-pca": ("patch_pca", "PatchPCAFit")}
+METHODS = {
+    "full": ("full", "Full"),
+    "vae": ("vae", "Vae"),
+    "patch-pca": ("patch_pca", "PatchPCAFit"),
+    "lora": ("lora", "Lora"),
+    "dreambooth": ("dreambooth", "DreamBooth"),
+    "textual-inversion": ("textual_inversion", "TextualInversion"),
+    "controlnet": ("controlnet", "Control"),
+    "lcm": ("lcm", "Consistency"),
+}
 
 Batch = dict[str, Tensor]  # every tensor has the images first; "index" names them
 
@@ -33,10 +42,15 @@ class Place:
 
 
 class Method(Protocol):
-    """What the loop needs; everything random in `draw` is a function of the recipe's seed and the step alone."""
+    """What the loop needs; everything random in `draw` is a function of the recipe's seed and the step alone.
+
+    Of what `trained` holds, the parameters that ask for gradients when the run starts are optimised, averaged and kept
+    in checkpoints; the others are frozen. The longest prefix in `rates` wins; without one the rate is the recipe's.
+    Where several processes train, the loop puts wrapped networks into `trained`: a loss calls those, and only them.
+    """
 
     trained: dict[str, nn.Module]  # what trains, each under an optimiser of its own
-    rates: dict[str, float]  # learning rate of each against the recipe's
+    rates: dict[str, float]  # learning rate against the recipe's, by dotted prefix of "<trained name>.<parameter>"
     averaged: str  # the trained part whose average is validated, previewed and saved
     digests: dict[str, str]  # what a resumed run must find unchanged: data, codec, text
 
@@ -63,6 +77,22 @@ class Method(Protocol):
     def save(self, network: nn.Module, folder: Path) -> None:
         """Write the averaged network as a finished model."""
         ...
+
+
+@runtime_checkable
+class Following(Protocol):
+    """A method whose loss looks at the moving average, as a distillation does at its target network."""
+
+    def averaging(self, network: nn.Module) -> None:
+        """Called once before the first step, with the average after a restore; never where `ema.decay` is 0."""
+        ...
+
+
+@runtime_checkable
+class Sparing(Protocol):
+    """A method some of whose matrices must not decay, such as embeddings of words."""
+
+    decay: dict[str, float]  # weight decay against the recipe's, by dotted prefix as in `rates`
 
 
 def method(recipe: Recipe, place: Place) -> Method:
