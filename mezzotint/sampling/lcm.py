@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 from torch import Tensor
 
 from mezzotint.errors import InputError
 from mezzotint.process import CLEAN, Process, RectifiedFlow
+from mezzotint.process.level import Number
 from mezzotint.sampling.path import Denoise, Moment, Path, Rng, Step, entered
 from mezzotint.sampling.spacing import LEADING, WHOLE, distilled, levels, paired
 
@@ -26,6 +28,12 @@ class LCM:
     sigma_data: float = 0.5
     reach: float = 1.0
 
+    def scalings(self, t: Number) -> tuple[Number, Number]:
+        """c_skip and c_out at t; distillation trains under the same two."""
+        s, d = self.timestep_scaling * t, self.sigma_data
+        norm: Any = (s * s + d * d) ** 0.5
+        return d * d / (s * s + d * d), s / norm
+
     def path(self, process: Process, steps: int, start: int = 0, tokens: int | None = None) -> Path:
         taught = max(1, int(self.original_steps * self.reach))
         if not 1 <= steps <= taught:
@@ -38,9 +46,8 @@ class LCM:
         return entered(paired(visited, CLEAN), start)
 
     def step(self, denoise: Denoise, x: Tensor, step: Step, history: list[Moment], rng: Rng) -> Tensor:
-        s, d = self.timestep_scaling * step.now.t, self.sigma_data
         clean = denoise(x, step.now).clean
-        c_skip, c_out = d * d / (s * s + d * d), s / (s * s + d * d) ** 0.5
+        c_skip, c_out = self.scalings(step.now.t)
         consistent = (c_skip * x).add_(clean, alpha=c_out)
         history.append(Moment(step.now, x, consistent))
         if step.next.sigma == 0.0:
