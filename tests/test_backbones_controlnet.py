@@ -1,7 +1,8 @@
-"""ControlNets against the reference: the maps, what the U-Net does with them, several networks at once."""
+"""ControlNets against the reference: the maps, what the U-Net does with them, several at once, and how they start."""
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from typing import Any
 
@@ -11,11 +12,14 @@ from networks import randomise, relative
 from torch import Tensor
 
 from mezzotint.backbones import published_unets as published
-from mezzotint.backbones.controlnet import Controlled, ControlNet, ControlNetConfig
+from mezzotint.backbones.controlnet import Controlled, ControlNet, ControlNetConfig, UNetControlNetConfig
+from mezzotint.backbones.dit import DiT, DiTConfig
+from mezzotint.backbones.initialise import from_base
 from mezzotint.backbones.unet import UNet
 from mezzotint.backbones.unet_config import ConditionalUNetConfig, UNetConfig
 from mezzotint.conditioning import Conditioning
 from mezzotint.errors import InputError
+from mezzotint.layers.config import write_config
 
 diffusers = pytest.importorskip("diffusers")
 
@@ -191,10 +195,6 @@ def test_published_sizes(config: ControlNetConfig, parameters: int, tensors: int
     assert (sum(p.numel() for p in found), len(found)) == (parameters, tensors)
 
 
-def test_inpainting_unet_gets_a_network_that_sees_latents_alone() -> None:
-    assert ControlNetConfig.of(published.sd1(9)) == published.controlnet_sd1()
-
-
 def test_what_does_not_fit_is_named() -> None:
     options = VARIANTS["stable diffusion 1"]
     (_, unet), (_, first), (_, deeper) = backbone(options), network(options), network(XL)
@@ -211,3 +211,209 @@ def test_what_does_not_fit_is_named() -> None:
     for key, value in (("controlnet_conditioning_channel_order", "gbr"), ("global_pool_conditions", True)):
         with pytest.raises(InputError, match=key):
             ControlNet(ControlNetConfig.from_config({**options, key: value}))
+
+
+NATIVE: dict[str, Any] = {
+    "in_channels": 13,  # latents, 5 mask maps, masked latents
+    "out_channels": 4,
+    "block_out_channels": (16, 32),
+    "down_block_types": ("DownBlock2D", "AttnDownBlock2D"),
+    "up_block_types": ("AttnUpBlock2D", "UpBlock2D"),
+    "layers_per_block": 1,
+    "norm_num_groups": 8,
+    "attention_head_dim": 16,
+    "resnet_time_scale_shift": "scale_shift",
+    "num_class_embeds": 3,
+    "num_attention_heads": 2,  # a field of ours: the published class cannot say it
+}
+
+
+def bases() -> dict[str, UNet]:
+    """Every kind of U-Net that can have a control network, with random weights."""
+    configs: dict[str, UNetConfig | ConditionalUNetConfig] = {
+        "ours": UNetConfig.from_config(NATIVE),
+        "pixels, no attention in the middle": UNetConfig.from_config(
+            {**NATIVE, "in_channels": 4, "add_attention": False}
+        ),
+        "stable diffusion 1": ConditionalUNetConfig.from_config(unet_options(SMALL)),
+        "inpainting": ConditionalUNetConfig.from_config({**unet_options(SMALL), "in_channels": 9}),
+        "xl": ConditionalUNetConfig.from_config(unet_options(XL)),
+        "distilled": ConditionalUNetConfig.from_config(
+            {**unet_options(SMALL), "time_cond_proj_dim": 12, "time_embedding_dim": 40}
+        ),
+    }
+    found = {name: UNet(config).eval() for name, config in configs.items()}
+    for network_ in found.values():
+        randomise(network_, 7)
+    return found
+
+
+def told_all(base: UNet, x: Tensor) -> Conditioning:
+    """All that any of the bases reads."""
+    draw = torch.Generator().manual_seed(1)
+    joined = base.config.in_channels - x.shape[1]
+    return Conditioning(
+        tokens=torch.randn(2, 5, 24, generator=draw),
+        pooled=torch.randn(2, 20, generator=draw),
+        time_ids=torch.tensor([[64.0, 96, 0, 8, 64, 96], [32.0, 48, 4, 0, 64, 96]]),
+        label=torch.tensor([2, 0]),
+        guidance=torch.tensor([3.0, 7.5]),
+        concat=torch.randn(2, joined, *x.shape[2:], generator=draw) if joined else None,
+    )
+
+
+@pytest.mark.parametrize("name", list(bases()))
+def test_pain_20_a_fresh_control_network_changes_nothing_and_then_every_weight_trains(name: str) -> None:
+    """The base's output to the bit; zero convolutions learn from step 0, the encoder from step 1, the base never."""
+    base = bases()[name]
+    control = from_base(base, factor=2)
+    x, t = torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(3)), torch.tensor([3.0, 917.25])
+    told = told_all(base, x)
+    shown = replace(told, hints=(torch.rand(2, 3, 16, 16, generator=torch.Generator().manual_seed(4)),))
+    controlled = Controlled(base.requires_grad_(False), [control], [1.0])
+    before = {key: value.clone() for key, value in control.state_dict().items()}
+    frozen = {key: value.clone() for key, value in base.state_dict().items()}
+    with torch.no_grad():
+        plain = base(x, t, told)
+        assert torch.equal(controlled(x, t, shown), plain)
+        encoded = base.encode(x if told.concat is None else torch.cat((x, told.concat), 1), t, told)
+        again = control.encode(x if told.concat is None else torch.cat((x, told.concat), 1), t, told)
+        assert all(torch.equal(a, b) for a, b in zip(encoded.skips, again.skips, strict=True))
+        assert torch.equal(encoded.middle, again.middle)
+    optimiser = torch.optim.Adam(control.parameters(), 0.01)
+    zero = ("controlnet_down_blocks.", "controlnet_mid_block.")
+    for step in range(3):
+        optimiser.zero_grad()
+        controlled(x, t, shown).square().mean().backward()
+        if step == 0:
+            moving = {key for key, value in control.named_parameters() if value.grad is not None and value.grad.any()}
+            assert moving == {key for key in before if key.startswith(zero)}
+        if (
+            step == 1
+        ):  # behind zero convolutions that have moved, the copy learns; the stem but for its last layer waits
+            waiting = {k for k, v in control.named_parameters() if v.grad is None or not v.grad.any()}
+            assert waiting and all(key.startswith("controlnet_cond_embedding.") for key in waiting)
+            assert not any(key.startswith("controlnet_cond_embedding.conv_out") for key in waiting)
+        optimiser.step()
+        if step == 0:
+            with torch.no_grad():
+                assert not torch.equal(controlled(x, t, shown), plain)
+    assert not [key for key, value in control.state_dict().items() if torch.equal(value, before[key])]
+    assert all(torch.equal(value, frozen[key]) for key, value in base.state_dict().items())
+    assert all(parameter.grad is None for parameter in base.parameters())
+
+
+def test_a_guidance_embedded_base_tells_its_control_network_the_scale() -> None:
+    base = bases()["distilled"]
+    control = from_base(base, factor=2)
+    for layer in control.controlnet_down_blocks:
+        torch.nn.init.ones_(layer.weight)
+    x, t, hint = torch.randn(2, 4, 8, 8), torch.tensor([3.0, 917.25]), torch.rand(2, 3, 16, 16)
+    told = told_all(base, x)
+    with torch.no_grad():
+        low, high = (control(x, t, replace(told, guidance=torch.full((2,), g)), hint)[1] for g in (1.0, 7.5))
+    assert relative(low, high) > 1e-4
+    with pytest.raises(ValueError, match="guidance"):
+        control(x, t, replace(told, guidance=None), hint)
+
+
+@pytest.mark.parametrize("options", [SMALL, XL], ids=["stable diffusion 1", "xl"])
+def test_start_equals_reference(options: dict[str, Any]) -> None:
+    """The reference library's own copy of a U-Net: the same names and values, the same output with the same stem."""
+    their_base, our_base = backbone(options)
+    theirs = diffusers.ControlNetModel.from_unet(their_base, conditioning_embedding_out_channels=(8, 16)).eval()
+    ours = from_base(our_base, options={"conditioning_embedding_out_channels": [8, 16]}).eval()
+    expected, found = theirs.state_dict(), ours.state_dict()
+    assert found.keys() == expected.keys()
+    assert ControlNetConfig.from_config(dict(theirs.config)) == ours.config
+    fresh = "controlnet_cond_embedding"
+    differing = {key for key in found if not torch.equal(found[key], expected[key])}
+    assert all(key.startswith(fresh) and not key.startswith(f"{fresh}.conv_out") for key in differing)
+    ours.load_state_dict({**found, **{key: expected[key] for key in differing}})
+    for pair in zip(theirs.controlnet_down_blocks, ours.controlnet_down_blocks, strict=True):
+        for layer in pair:
+            torch.nn.init.constant_(layer.weight, 0.1)
+    x, t, told, arguments = case(options)
+    hint = picture(options, 2)
+    with torch.no_grad():
+        down, _ = theirs(x, t, controlnet_cond=hint, return_dict=False, **arguments)
+        for map_, other in zip(ours(x, t, told, hint), down, strict=False):
+            assert relative(map_, other) < 1e-5
+
+
+@pytest.mark.parametrize(
+    ("config", "parameters"),
+    [(published.sd1(), 361_279_120), (published.sdxl(), 1_251_014_160)],
+    ids=["stable diffusion 1", "xl"],
+)
+def test_copies_of_published_bases_have_the_published_size(config: ConditionalUNetConfig, parameters: int) -> None:
+    with torch.device("meta"):
+        found = list(from_base(UNet(config)).parameters())
+    assert sum(p.numel() for p in found) == parameters
+
+
+def test_a_network_of_ours_is_described_whole() -> None:
+    """config.json of a control network without text: read back equal, wrong options named."""
+    config = UNetControlNetConfig(UNetConfig.from_config(NATIVE), conditioning_embedding_out_channels=(8, 16))
+    written = json.loads(json.dumps(write_config(config, "UNetControlNet")))
+    assert UNetControlNetConfig.from_config(written) == config
+    for wrong, message in (
+        ({**written, "conditioning_channel": 3}, "did you mean 'conditioning_channels'"),
+        ({**written, "unet": {**written["unet"], "layer": 2}}, "UNetConfig does not know the option 'layer'"),
+        ({"_class_name": "UNetControlNet"}, "needs 'unet'"),
+    ):
+        with pytest.raises(InputError, match=message):
+            UNetControlNetConfig.from_config(wrong)
+
+
+def test_what_can_have_no_control_network_is_named() -> None:
+    every = bases()
+    ours, text = every["ours"], every["stable diffusion 1"]
+    with pytest.raises(InputError, match="no control network for DiT"):
+        from_base(DiT(DiTConfig(num_layers=1, num_attention_heads=1, attention_head_dim=8, num_embeds_ada_norm=2)))
+    with pytest.raises(InputError, match="6 is no power of two"):
+        from_base(ours, factor=6)
+    with pytest.raises(InputError, match="do not fit its base"):
+        from_base(text, options={"block_out_channels": [16, 16]})
+    with pytest.raises(InputError, match="did you mean 'conditioning_channels'"):
+        from_base(text, options={"conditioning_channel": 1})
+    network_ = from_base(ours, factor=2)
+    other = UNet(UNetConfig.from_config({**NATIVE, "num_class_embeds": 4}))
+    narrow = UNet(UNetConfig.from_config({**NATIVE, "in_channels": 8}))
+    for base, message in (
+        (text, "its cross_attention_dim is None"),
+        (other, "num_class_embeds is 3, the model's 4"),
+        (narrow, "reads 13 channels, the model 8"),
+    ):
+        with pytest.raises(InputError, match=message):
+            Controlled(base, [network_], [1.0])
+
+
+@pytest.mark.parametrize(("factor", "widths"), [(1, (16,)), (4, (16, 32, 96)), (8, (16, 32, 96, 256)), (16, 256)])
+def test_the_stem_reaches_the_latents(factor: int, widths: Any) -> None:
+    network_ = from_base(bases()["ours"], factor)
+    found = network_.config.conditioning_embedding_out_channels
+    assert found == (widths if isinstance(widths, tuple) else (16, 32, 96, 256, 256))
+    x, told = torch.randn(1, 4, 4, 4), Conditioning(label=torch.tensor([1]), concat=torch.randn(1, 9, 4, 4))
+    maps = network_(x, torch.tensor([5.0]), told, torch.rand(1, 3, 4 * factor, 4 * factor))
+    assert maps[0].shape == (1, 16, 4, 4)
+
+
+def test_only_the_decoder_of_a_frozen_base_builds_a_graph() -> None:
+    """Nothing is kept for the half that no gradient passes: saved tensors are the decoder's and the copy's alone."""
+    base = bases()["ours"].requires_grad_(False)
+    control = from_base(base, factor=2)
+    seen: dict[str, bool] = {}
+
+    def note(name: str) -> Any:
+        def hook(module: Any, inputs: Any, output: Any) -> None:
+            seen[name] = any(part.requires_grad for part in (output if isinstance(output, list) else [output]))
+
+        return hook
+
+    for name in ("conv_in", "time_embedding", "down_blocks.0", "down_blocks.1", "mid_block", "up_blocks.0", "conv_out"):
+        base.get_submodule(name).register_forward_hook(note(name))
+    x = torch.randn(2, 4, 8, 8)
+    told = replace(told_all(base, x), hints=(torch.rand(2, 3, 16, 16),))
+    Controlled(base, [control], [1.0])(x, torch.tensor([3.0, 917.25]), told)
+    assert [name for name, graph in seen.items() if graph] == ["up_blocks.0", "conv_out"]

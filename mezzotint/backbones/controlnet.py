@@ -3,18 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, field, fields, replace
 from itertools import pairwise
 from typing import Any, cast
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from mezzotint.backbones.unet import UNetEncoder
-from mezzotint.backbones.unet_config import ConditionalUNetConfig
+from mezzotint.backbones.unet_config import ConditionalUNetConfig, UNetConfig
 from mezzotint.conditioning import Conditioning
 from mezzotint.errors import InputError
-from mezzotint.layers.config import one_of, read_config
+from mezzotint.layers.config import OURS, one_of, read_config
+
+ORDERS = ("rgb", "bgr")
+STEM = (16, 32, 96, 256)  # widths of the hint's convolutions where eight pixels are one latent
+
+FOREIGN = "this control network was made for another model"
 
 FIXED: dict[str, object] = {
     "only_cross_attention": False,
@@ -28,7 +34,10 @@ FIXED: dict[str, object] = {
 
 @dataclass(frozen=True, slots=True)
 class ControlNetConfig:
-    """The fields of a ControlNetModel's config.json; `attention_head_dim` is the number of heads, as in the U-Net's."""
+    """The fields of a ControlNetModel's config.json; `attention_head_dim` is the number of heads, as in the U-Net's.
+
+    The last two are ours: what a distilled U-Net says of itself and that class cannot.
+    """
 
     in_channels: int = 4
     conditioning_channels: int = 3
@@ -55,7 +64,9 @@ class ControlNetConfig:
     upcast_attention: bool | None = False
     resnet_time_scale_shift: str = "default"
     controlnet_conditioning_channel_order: str = "rgb"
-    conditioning_embedding_out_channels: tuple[int, ...] = (16, 32, 96, 256)
+    conditioning_embedding_out_channels: tuple[int, ...] = STEM
+    time_embedding_dim: int | None = field(default=None, metadata=OURS)
+    time_cond_proj_dim: int | None = field(default=None, metadata=OURS)
 
     @classmethod
     def from_config(cls, data: Mapping[str, object]) -> ControlNetConfig:
@@ -64,13 +75,11 @@ class ControlNetConfig:
 
     @classmethod
     def of(cls, unet: ConditionalUNetConfig) -> ControlNetConfig:
-        """A ControlNet that fits the U-Net; it sees the noisy latents alone, so an inpainting U-Net's, too."""
+        """A ControlNet that can take the weights of the U-Net's first half."""
         if not isinstance(unet.layers_per_block, int):
             raise InputError(f"a ControlNet has as many layers at every level, not {unet.layers_per_block}")
         own = {f.name for f in fields(cls)}
-        shared: dict[str, Any] = {f.name: getattr(unet, f.name) for f in fields(unet) if f.name in own}
-        shared["in_channels"] = unet.out_channels
-        return cls(**shared)
+        return cls(**{f.name: getattr(unet, f.name) for f in fields(unet) if f.name in own})
 
     @property
     def encoder(self) -> ConditionalUNetConfig:
@@ -78,6 +87,35 @@ class ControlNetConfig:
         known = {f.name for f in fields(ConditionalUNetConfig)}
         shared: dict[str, Any] = {f.name: getattr(self, f.name) for f in fields(self) if f.name in known}
         return ConditionalUNetConfig(up_block_types=("UpBlock2D",) * len(self.block_out_channels), **shared)
+
+
+@dataclass(frozen=True, slots=True)
+class UNetControlNetConfig:
+    """A ControlNet for a U-Net without text: that U-Net's fields, and those of the hint; ours alone."""
+
+    unet: UNetConfig
+    conditioning_channels: int = 3
+    controlnet_conditioning_channel_order: str = "rgb"
+    conditioning_embedding_out_channels: tuple[int, ...] = STEM
+
+    @classmethod
+    def from_config(cls, data: Mapping[str, object]) -> UNetControlNetConfig:
+        """Read config.json: `unet` with the fields of a UNet2DModel's, and the hint's; InputError names any other."""
+        unet = data.get("unet")
+        if not isinstance(unet, Mapping):
+            raise InputError("UNetControlNet needs 'unet', the options of the U-Net that it was copied from")
+        stated = UNetConfig.from_config(cast("Mapping[str, object]", unet))
+        return read_config(cls, {**data, "unet": stated}, {})
+
+    @classmethod
+    def of(cls, unet: UNetConfig) -> UNetControlNetConfig:
+        """A ControlNet that can take the weights of the U-Net's first half."""
+        return cls(unet)
+
+    @property
+    def encoder(self) -> UNetConfig:
+        """The U-Net whose first half this is."""
+        return self.unet
 
 
 class HintStem(nn.Module):
@@ -99,18 +137,23 @@ class HintStem(nn.Module):
         return self.conv_out(h)  # (B, C, H / f, W / f), f = 8 with the published four widths
 
 
+SHARED = ("block_out_channels", "cross_attention_dim", "addition_embed_type")  # a U-Net without text has but the first
+TOLD = ("num_class_embeds", "time_cond_proj_dim")  # a control network may be told less than its U-Net, never more
+
+
 class ControlNet(UNetEncoder):
     """c_k = Z_k(E_k(x, t, text, hint)): the U-Net's encoder with the hint, and a 1x1 convolution Z for each map.
 
     x (B, C, h, w), t (B,), conditioning, hint (B, 3, f h, f w) in [0, 1] -> the maps that `conditioning.control` of a
     U-Net takes: one for each skip connection in order, and last the middle block's (Zhang et al. 2023, eq. 2 to 4).
-    What an inpainting U-Net is joined with (`concat`) is not read.
+    What an inpainting U-Net is joined with (`concat`) is read where this network was made from such a one; published
+    networks see the noisy latents alone.
     """
 
     hint = "pixels"  # what is shown to it: a picture, not latents
 
-    def __init__(self, config: ControlNetConfig) -> None:
-        one_of("controlnet_conditioning_channel_order", config.controlnet_conditioning_channel_order, ("rgb", "bgr"))
+    def __init__(self, config: ControlNetConfig | UNetControlNetConfig) -> None:
+        one_of("controlnet_conditioning_channel_order", config.controlnet_conditioning_channel_order, ORDERS)
         super().__init__(config.encoder)
         self.config = config
         widths = config.encoder.plan().skip_channels()
@@ -122,12 +165,14 @@ class ControlNet(UNetEncoder):
 
     def attach(self, backbone: nn.Module) -> None:
         """Check that this network was made for the backbone's shape; InputError names what differs."""
-        for name in ("block_out_channels", "cross_attention_dim", "addition_embed_type"):
-            ours, theirs = getattr(self.config, name), getattr(backbone.config, name, None)
-            if ours != theirs:
-                raise InputError(
-                    f"this control network was made for another model: its {name} is {ours}, the model's {theirs}"
-                )
+        their: Any = backbone.config
+        for name in (*SHARED, *TOLD):
+            ours, theirs = getattr(self.settings, name, None), getattr(their, name, None)
+            if ours != theirs and not (name in TOLD and ours is None):
+                raise InputError(f"{FOREIGN}: its {name} is {ours}, the model's {theirs}")
+        if self.settings.in_channels not in (their.in_channels, their.out_channels):
+            ours, theirs = self.settings.in_channels, their.in_channels
+            raise InputError(f"{FOREIGN}: it reads {ours} channels, the model {theirs}")
 
     def forward(self, x: Tensor, t: Tensor, conditioning: Conditioning, hint: Tensor) -> tuple[Tensor, ...]:
         if self.config.controlnet_conditioning_channel_order == "bgr":
@@ -138,6 +183,8 @@ class ControlNet(UNetEncoder):
                 f"the control picture gives a map of {hint.shape[-1]}x{hint.shape[-2]} where the latents are "
                 f"{x.shape[-1]}x{x.shape[-2]}: give it the size of the image that is made"
             )
+        if conditioning.concat is not None and self.settings.in_channels > x.shape[1]:
+            x = torch.cat([x, conditioning.concat], dim=1)  # (B, C_in, h, w)
         encoded = self.encode(x, t, conditioning, hint)
         maps = [layer(skip) for layer, skip in zip(self.controlnet_down_blocks, encoded.skips, strict=True)]
         return (*maps, self.controlnet_mid_block(encoded.middle))
@@ -161,14 +208,22 @@ class Controlled(nn.Module):
             cast(Any, network).attach(backbone)
 
     def forward(self, x: Tensor, t: Tensor, conditioning: Conditioning) -> Tensor:
-        hints = conditioning.hints or ()
-        if len(hints) != len(self.networks):
-            raise ValueError(f"{len(self.networks)} control networks were given {len(hints)} hints")
-        told = replace(conditioning, hints=None, control=None)
-        control: list[Tensor] = []
-        for network, hint, scale in zip(self.networks, hints, self.scales, strict=True):
-            maps = [scale * part for part in network(x, t, told, hint)]
-            if control and len(maps) != len(control):
-                raise InputError(f"control networks of {len(control)} and {len(maps)} maps cannot steer together")
-            control = [a + b for a, b in zip(control, maps, strict=True)] if control else maps
-        return self.backbone(x, t, replace(told, control=tuple(control)))  # (B, C_out, h, w)
+        return steered(self.backbone, list(self.networks), self.scales, x, t, conditioning)  # (B, C_out, h, w)
+
+
+def steered(
+    backbone: nn.Module, networks: Sequence[nn.Module], scales: Sequence[float], x: Tensor, t: Tensor,
+    conditioning: Conditioning,
+) -> Tensor:  # fmt: skip
+    """The backbone's output (B, C_out, h, w) under control networks, one hint for each in `conditioning.hints`."""
+    hints = conditioning.hints or ()
+    if len(hints) != len(networks):
+        raise ValueError(f"{len(networks)} control networks were given {len(hints)} hints")
+    told = replace(conditioning, hints=None, control=None)
+    control: list[Tensor] = []
+    for network, hint, scale in zip(networks, hints, scales, strict=True):
+        maps = [scale * part for part in network(x, t, told, hint)]
+        if control and len(maps) != len(control):
+            raise InputError(f"control networks of {len(control)} and {len(maps)} maps cannot steer together")
+        control = [a + b for a, b in zip(control, maps, strict=True)] if control else maps
+    return backbone(x, t, replace(told, control=tuple(control)))

@@ -10,7 +10,7 @@ from typing import Any
 from torch import nn
 
 from mezzotint.backbones.class_tokens import ClassTokens, ClassTokensConfig
-from mezzotint.backbones.controlnet import ControlNet, ControlNetConfig
+from mezzotint.backbones.controlnet import ControlNet, ControlNetConfig, UNetControlNetConfig
 from mezzotint.backbones.dit import DiT, DiTConfig
 from mezzotint.backbones.flux2 import Flux2, Flux2Config
 from mezzotint.backbones.mmdit import MMDiT, MMDiTConfig
@@ -83,6 +83,7 @@ AUTOENCODERS = {
 }
 CONTROLS = {
     "ControlNetModel": Part("controlnet", ControlNetConfig, ControlNet),
+    "UNetControlNet": Part("controlnet", UNetControlNetConfig, ControlNet),
     "SD3ControlNetModel": Part("controlnet", MMDiTControlNetConfig, MMDiTControlNet),
 }
 
