@@ -27,7 +27,7 @@ class Manifest:
 
 
 def manifest(folder: Path, rows: list[metadata.Row]) -> Manifest:
-    """Digest metadata.jsonl and every image and mask that it names."""
+    """Digest metadata.jsonl and every image, mask and condition picture that it names."""
     folder = Path(folder)
-    names = {metadata.METADATA, *(row.file_name for row in rows), *(row.mask for row in rows if row.mask)}
+    names = {metadata.METADATA, *(name for row in rows for name in row.files)}
     return Manifest(str(folder), {name: files.sha256_file(folder / name) for name in sorted(names)})

@@ -22,7 +22,13 @@ class Row:
     text: str  # the caption, "" where there is none
     label: int | None  # class index, None: no class is known
     mask: str | None  # file name of a mask, white = the defect, relative to the folder
+    control: str | None  # file name of a condition picture (edges, depth, ...) for a control network, likewise
     line: int  # where the row stands in metadata.jsonl, for messages
+
+    @property
+    def files(self) -> tuple[str, ...]:
+        """The files that the row names."""
+        return tuple(name for name in (self.file_name, self.mask, self.control) if name is not None)
 
 
 def rows(folder: Path) -> list[dict[str, Any]]:
@@ -63,22 +69,24 @@ def read(folder: Path) -> list[Row]:
     seen: dict[str, int] = {}
     for row in rows(folder):
         where = f"{path}, line {row['line']}"
-        name, text, label, mask = (row.get(key) for key in ("file_name", "text", "label", "mask"))
+        name, text, label, mask, control = (row.get(key) for key in ("file_name", "text", "label", "mask", "control"))
         if not isinstance(name, str) or not name:
             raise InputError(f'{where}: "file_name" is missing; it names an image relative to {folder}.')
         if text is not None and not isinstance(text, str):
             raise InputError(f'{where}: "text" must be a string, found {text!r}.')
         if label is not None and (not isinstance(label, int) or isinstance(label, bool) or label < 0):
             raise InputError(f'{where}: "label" must be a class index 0, 1, 2, ..., found {label!r}.')
-        if mask is not None and not isinstance(mask, str):
-            raise InputError(f'{where}: "mask" must be a file name, found {mask!r}.')
-        for file in filter(None, (name, mask)):
+        for key, value in (("mask", mask), ("control", control)):
+            if value is not None and (not isinstance(value, str) or not value):
+                raise InputError(f'{where}: "{key}" must be a file name, found {value!r}.')
+        found = Row(name, text or "", label, mask, control, row["line"])
+        for file in found.files:
             if not (Path(folder) / file).is_file():
                 raise InputError(f"{where}: no such file {Path(folder) / file}. Correct the name or remove the line.")
         if name in seen:
             raise InputError(f"{where}: {name} is listed already on line {seen[name]}; remove one of the two.")
         seen[name] = row["line"]
-        result.append(Row(name, text or "", label, mask, row["line"]))
+        result.append(found)
     return result
 
 
