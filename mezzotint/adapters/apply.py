@@ -136,7 +136,7 @@ def _changed(
             touched.setdefault(low.module, []).append((low, strength))
     if not touched:
         return network
-    twin = _twin(network)
+    twin = sharing(network)
     with torch.no_grad():
         for name, changes in touched.items():
             module = twin.get_submodule(name)
@@ -147,7 +147,7 @@ def _changed(
     return twin
 
 
-def _twin(network: Network) -> Network:
+def sharing(network: Network) -> Network:
     """A copy of every module that shares every tensor."""
     tensors: Iterable[Tensor] = [*network.parameters(), *network.buffers()]
     return copy.deepcopy(network, {id(tensor): tensor for tensor in tensors})

@@ -14,6 +14,7 @@ from mezzotint.errors import InputError
 DIFFUSERS = (
     "lora_adapter_metadata"  # JSON in the header of a safetensors file; peft keeps the same in adapter_config.json
 )
+CONTRACT = "mezzotint"  # what the weights of ours were trained under (contract.HEADER)
 WORDS = 8
 # Patterns are regular expressions out of a stranger's file: names with dots, and a few "anything" between them, are all
 # that is read, so that none can take forever.

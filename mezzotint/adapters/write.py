@@ -25,7 +25,7 @@ def to_diffusers(adapter: Adapter, backbone: str = "unet") -> tuple[dict[str, Te
     settings: dict[str, Any] = {}
     for part, changes in adapter.parts.items():
         prefix = backbone if part == BACKBONE else part
-        named = {_published(part, low.module): low for low in changes}
+        named = {published(part, low.module): low for low in changes}
         tensors |= _paired(named, f"{prefix}.")
         settings |= {f"{prefix}.{key}": value for key, value in _config(named).items()}
     plain = all(low.scale == 1.0 for changes in adapter.parts.values() for low in changes)
@@ -51,7 +51,7 @@ def to_kohya(adapter: Adapter) -> tuple[dict[str, Tensor], dict[str, str]]:
     tensors: dict[str, Tensor] = {}
     for part, changes in adapter.parts.items():
         for low in changes:
-            name = f"{prefixes[part]}_{_published(part, low.module).replace('.', '_')}"
+            name = f"{prefixes[part]}_{published(part, low.module).replace('.', '_')}"
             tensors[f"{name}.lora_down.weight"] = low.down.contiguous()
             tensors[f"{name}.lora_up.weight"] = low.up.contiguous()
             tensors[f"{name}.alpha"] = _scalar(low.scale * low.rank, low.up.dtype)
@@ -99,14 +99,15 @@ def _alpha(low: LowRank, stabilised: bool) -> float:
     return low.scale * low.rank
 
 
-def _published(part: str, module: str) -> str:
+def published(part: str, module: str) -> str:
     """CLIP's modules under the inner model's name, as every published file has them."""
     return f"text_model.{module}" if part != BACKBONE and module.startswith("encoder.layers.") else module
 
 
 def _notes(adapter: Adapter) -> dict[str, str]:
-    """What trainers noted in the header goes along."""
-    return {key: value for key, value in adapter.metadata.items() if key.startswith(("ss_", "modelspec."))}
+    """What trainers noted in the header goes along, and the contract of our own."""
+    kept = ("ss_", "modelspec.", header.CONTRACT)
+    return {key: value for key, value in adapter.metadata.items() if key.startswith(kept)}
 
 
 def _scalar(value: float, dtype: torch.dtype) -> Tensor:
