@@ -14,7 +14,10 @@ from torch import Tensor
 from mezzotint.backbones import published_unets as published
 from mezzotint.backbones.controlnet import Controlled, ControlNet, ControlNetConfig, UNetControlNetConfig
 from mezzotint.backbones.dit import DiT, DiTConfig
-from mezzotint.backbones.initialise import from_base
+from mezzotint.backbones.flux2 import Flux2
+from mezzotint.backbones.flux2_config import Flux2Config
+from mezzotint.backbones.initialise import from_base, initialise
+from mezzotint.backbones.mmdit import MMDiT, MMDiTConfig
 from mezzotint.backbones.unet import UNet
 from mezzotint.backbones.unet_config import ConditionalUNetConfig, UNetConfig
 from mezzotint.conditioning import Conditioning
@@ -417,3 +420,108 @@ def test_only_the_decoder_of_a_frozen_base_builds_a_graph() -> None:
     told = replace(told_all(base, x), hints=(torch.rand(2, 3, 16, 16),))
     Controlled(base, [control], [1.0])(x, torch.tensor([3.0, 917.25]), told)
     assert [name for name, graph in seen.items() if graph] == ["up_blocks.0", "conv_out"]
+
+
+JOINT: dict[str, Any] = {
+    "sample_size": 8,
+    "in_channels": 4,
+    "num_layers": 4,
+    "attention_head_dim": 8,
+    "num_attention_heads": 2,
+    "joint_attention_dim": 10,
+    "caption_projection_dim": 16,
+    "pooled_projection_dim": 14,
+    "out_channels": 4,
+    "pos_embed_max_size": 6,
+    "qk_norm": "rms_norm",
+    "dual_attention_layers": (0, 1, 2),
+}
+
+
+def joint_case() -> tuple[MMDiT, Tensor, Tensor, Conditioning]:
+    base = MMDiT(MMDiTConfig.from_config(JOINT))
+    randomise(base, 7)
+    draw = torch.Generator().manual_seed(1)
+    x, hint, tokens, pooled = (
+        torch.randn(2, *shape, generator=draw) for shape in ((4, 8, 8), (4, 8, 8), (5, 10), (14,))
+    )
+    return base, x, torch.tensor([3.0, 917.25]), Conditioning(tokens=tokens, pooled=pooled, hints=(hint,))
+
+
+def test_start_of_a_joint_network_equals_reference() -> None:
+    """Half the blocks by default; the reference copies what it is asked for, names and values alike."""
+    base, *_ = joint_case()
+    theirs_base = diffusers.SD3Transformer2DModel(**JOINT)
+    theirs_base.load_state_dict(base.state_dict(), strict=True)
+    their_network = diffusers.SD3ControlNetModel.from_transformer(theirs_base, 3, num_extra_conditioning_channels=0)
+    ours = from_base(base, options={"num_layers": 3, "force_zeros_for_pooled_projection": True})
+    expected, found = their_network.state_dict(), ours.state_dict()
+    assert found.keys() == expected.keys()
+    assert not [key for key, value in found.items() if not torch.equal(value, expected[key])]
+    assert from_base(base).config.num_layers == 2
+    assert from_base(base).config.reads_pooled and from_base(base).config.hint_shift
+    for layers in (0, 4, "all"):
+        with pytest.raises(InputError, match="1 to 3 layers"):
+            from_base(base, options={"num_layers": layers})
+
+
+def test_pain_20_a_fresh_joint_control_network_changes_nothing_and_then_every_weight_trains() -> None:
+    base, x, t, told = joint_case()
+    control = from_base(base)
+    controlled = Controlled(base.requires_grad_(False), [control], [1.0])
+    before = {key: value.clone() for key, value in control.named_parameters()}
+    with torch.no_grad():
+        plain = base(x, t, replace(told, hints=None))
+        assert torch.equal(controlled(x, t, told), plain)
+    optimiser = torch.optim.Adam(control.parameters(), 0.01)
+    for step in range(3):
+        optimiser.zero_grad()
+        controlled(x, t, told).square().mean().backward()
+        if step == 0:
+            moving = {k for k, v in control.named_parameters() if v.grad is not None and v.grad.any()}
+            assert moving == {key for key in before if key.startswith("controlnet_blocks.")}
+        optimiser.step()
+    with torch.no_grad():
+        assert not torch.equal(controlled(x, t, told), plain)
+    unread = {id(parameter) for layer in control.unread for parameter in layer.parameters()}
+    assert unread == {id(parameter) for parameter in control.parameters() if parameter.grad is None}
+    still = {key for key, v in control.named_parameters() if torch.equal(v, before[key]) and id(v) not in unread}
+    assert all(
+        key.startswith(("transformer_blocks.1.attn.add_q", "transformer_blocks.1.attn.norm_added_q")) for key in still
+    )
+    assert all(parameter.grad is None for parameter in base.parameters())
+
+
+@pytest.mark.parametrize("name", ["mmdit", "flux2"])
+def test_fresh_transformer_predicts_zero_and_every_weight_learns(name: str) -> None:
+    """adaLN-zero: all branches closed, Xavier's bound on every other matrix, and nothing that cannot train."""
+    torch.manual_seed(0)
+    if name == "mmdit":
+        network_: MMDiT | Flux2 = initialise(MMDiT(MMDiTConfig.from_config(JOINT)))
+        embedder = network_.time_text_embed
+        matrix = network_.get_submodule("transformer_blocks.0.ff.net.2").weight
+    else:
+        config = Flux2Config(
+            in_channels=4, num_layers=2, num_single_layers=2, attention_head_dim=8, num_attention_heads=2,
+            joint_attention_dim=10, timestep_guidance_channels=16, axes_dims_rope=(2, 2, 2, 2),
+        )  # fmt: skip
+        network_ = initialise(Flux2(config))
+        embedder = network_.time_guidance_embed
+        matrix = network_.get_submodule("transformer_blocks.0.ff.linear_out").weight
+    bound = (6 / sum(matrix.shape)) ** 0.5
+    assert 0.9 * bound < matrix.abs().max() <= bound
+    assert 0.018 < torch.cat([p.flatten() for p in embedder.parameters() if p.ndim == 2]).std() < 0.022
+    _, x, t, told = joint_case()
+    told = replace(told, hints=None)
+    if name == "flux2":
+        told = Conditioning(tokens=told.tokens, guidance=torch.tensor([1.0, 4.0]))
+    before = {key: value.clone() for key, value in network_.named_parameters()}
+    assert network_(x, t, told).abs().max() == 0
+    optimiser = torch.optim.Adam(network_.parameters(), 1e-2)
+    for _ in range(5):
+        optimiser.zero_grad()
+        (network_(x, t, told) - x).square().mean().backward()
+        optimiser.step()
+    unread = ("transformer_blocks.3.attn.add_q_proj.", "transformer_blocks.3.attn.norm_added_q.")  # published so
+    still = [key for key, value in network_.named_parameters() if torch.equal(value, before[key])]
+    assert all(key.startswith(unread) for key in still)

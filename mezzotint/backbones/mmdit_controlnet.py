@@ -107,6 +107,12 @@ class MMDiTControlNet(nn.Module):
         dual = index in config.dual_attention_layers
         return JointBlock(config.channels, heads, Text.CHANGED, normalise=config.qk_norm is not None, dual=dual)
 
+    @property
+    def unread(self) -> tuple[nn.Module, ...]:
+        """Layers that change the text of the last block, which nobody reads: no gradient reaches them."""
+        last = cast(JointBlock, self.transformer_blocks[-1])
+        return tuple(layer for layer in (last.attn.to_add_out, last.ff_context) if layer is not None)
+
     def attach(self, backbone: MMDiT) -> None:
         """Follow this backbone: InputError where the widths differ; its patch embedding is used if we hold none."""
         ours, theirs = self.config, backbone.config
