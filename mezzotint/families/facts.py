@@ -13,7 +13,9 @@ from mezzotint.adapters import describe, is_adapter
 from mezzotint.adapters.textual_inversion import summary
 from mezzotint.checkpoints import find_weights, open_tensors, read_json, read_metadata, read_shapes
 from mezzotint.checkpoints.header import Shapes as Stored
+from mezzotint.contract import AdapterContract
 from mezzotint.errors import InputError
+from mezzotint.families.adapt import LORA, PEFT
 from mezzotint.families.control import single
 from mezzotint.families.converted import grouped
 from mezzotint.families.family import Asked, Family, unanswered
@@ -168,17 +170,20 @@ def addition(path: Path) -> dict[str, Any] | None:
         if read_json(folder / "config.json").get("_class_name") in CONTROLS:
             return control_facts(folder_part(folder))
         return None
-    if path.is_dir() and not (folder / "adapter_model.safetensors").is_file():
+    in_folder = [folder / f"{stem}.safetensors" for stem in LORA if (folder / f"{stem}.safetensors").is_file()]
+    if path.is_dir() and not in_folder:
         return None
-    file = folder / "adapter_model.safetensors" if path.is_dir() else find_weights(path)
+    file = in_folder[0] if path.is_dir() else find_weights(path)
     shapes = read_shapes(file)
     if is_adapter(shapes):
         metadata = read_metadata(file) if file.suffix == ".safetensors" else {}
-        if path.is_dir() and (folder / "adapter_config.json").is_file():
+        if path.is_dir() and file.stem == PEFT and (folder / "adapter_config.json").is_file():
             metadata = {**metadata, "lora_adapter_metadata": (folder / "adapter_config.json").read_text()}
         facts = describe(open_tensors(file), metadata)
         found = {name: getattr(facts, name) for name in facts.__slots__}
-        return {"kind": "LoRA", **found, **stored_facts(shapes)}
+        contract = AdapterContract.from_header(metadata)
+        ours = {} if contract is None else {"contract": contract.model_dump(mode="json", exclude={"version", "kind"})}
+        return {"kind": "LoRA", **found, **stored_facts(shapes), **ours}
     if any(name.startswith(("control_model.", "controlnet_blocks.", "input_hint_block.")) for name in shapes):
         return control_facts(single(path))
     if len(shapes) <= 8 and (words := summary(open_tensors(file), file.stem)):
