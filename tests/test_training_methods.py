@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
@@ -17,6 +17,7 @@ from mezzotint import families
 from mezzotint.conditioning import Conditioning
 from mezzotint.contract import read_contract
 from mezzotint.errors import InputError
+from mezzotint.process import Process
 from mezzotint.text.encoder import Reading
 from mezzotint.training import loop, metrics, parts, recipe
 from mezzotint.training.codecs import read_codec, write_codec
@@ -27,7 +28,9 @@ from mezzotint.training.methods.full import Full
 def train(plan: dict[str, Any], resume: bool = False) -> list[metrics.Record]:
     outcome = loop.train(recipe.check(plan, "test"), resume)
     assert outcome.finished
-    return metrics.read(outcome.folder)
+    return [
+        record for record in metrics.read(outcome.folder) if record["step"]
+    ]  # without the look before the first step
 
 
 CALM = {"rate": 3e-3, "warmup": 5, "decay": 0.0}
@@ -106,7 +109,7 @@ def test_a_run_leaves_a_model_that_loads_and_the_recipe_that_reruns_it(tmp_path:
     contract = read_contract(run / "model")
     assert contract.classes is not None and contract.classes.names == ("sound", "broken") and contract.classes.null == 2
     assert (contract.inpaint, contract.size, contract.guidance.dropout) == (1, (SIZE, SIZE), 0.1)
-    assert contract.process == parts.process(recipe.check(plan, "test"), None)
+    assert contract.process == Process.from_dict(plan["process"])
     assert (contract.lineage.seed, contract.lineage.steps, contract.licence.weights) == (0, 6, "MIT")
     saved = load_file(run / "checkpoints" / "step-00000006" / "ema.safetensors")
     for name, tensor in model.backbone.state_dict().items():
@@ -127,8 +130,8 @@ def test_training_goes_on_from_a_model_under_its_contract(tmp_path: Path) -> Non
     first = full_recipe(tmp_path, "first", steps=2)
     train(first)
     start = tmp_path / "first" / "model"
-    plan = full_recipe(tmp_path, "second", steps=1, backbone={"start": str(start)}, optimiser={"rate": 1e-12})
-    del plan["process"]  # the base's holds
+    plan = full_recipe(tmp_path, "second", steps=1, base={"path": str(start)}, optimiser={"rate": 1e-12})
+    del plan["process"], plan["backbone"]  # the base's holds
     train(plan)
     second = read_contract(tmp_path / "second" / "model")
     assert second.lineage.base == read_contract(start).weights and second.process == read_contract(start).process
@@ -137,7 +140,7 @@ def test_training_goes_on_from_a_model_under_its_contract(tmp_path: Path) -> Non
     for key, value, message in (
         ("process", {"prediction": "clean", "schedule": {"kind": "rectified_flow"}}, "prediction is 'flow' in .*clean"),
         ("classes", {"names": ["sound", "cracked"]}, "classes is .*broken.* but .*cracked"),
-        ("inpaint", {"k": 2}, "inpaint is 1 in .* but 2 in the recipe"),
+        ("inpaint", {"k": 2}, "inpaint is 1 in .* but 2 in test"),
     ):
         with pytest.raises(InputError, match=message) as caught:
             loop.train(recipe.check({**plan, "out": str(tmp_path / key), key: value}, "test"))
@@ -193,7 +196,7 @@ def test_a_loss_that_is_not_finite_names_step_and_files(tmp_path: Path, value: f
     with pytest.raises(InputError, match=f"the loss is {value} at step 4; the batch was") as caught:
         loop.train(plan)
     job = Full(plan, Place(tmp_path / "run", torch.device("cpu"), lambda *_: None))
-    expected = [job.images.names[i] for i in job.draw(4)["index"].tolist()]
+    expected = [job.core.images[0].names[i] for i in job.draw(4)["index"].tolist()]
     assert ", ".join(expected) in str(caught.value)
     # what came before is safe and goes on as if nothing had been
     monkeypatch.setattr(Full, "loss", true)
@@ -211,6 +214,7 @@ class Words:
     """Two captions and the empty prompt as fixed vectors: the text encoder of a test."""
 
     width, pooled_width, stands_for_nothing = 8, 8, "encoded"
+    networks: ClassVar[dict[str, torch.nn.Module]] = {}
 
     def readings(self, digests: bool = True) -> tuple[Reading, ...]:
         return (Reading("words", "words" if digests else "", (-1,), 3, "mask", "mean", 8),)
@@ -256,7 +260,7 @@ def test_captions_steer_through_both_paths(
         Image.fromarray(np.full((SIZE, SIZE), grey, np.uint8)).save(data / f"{i}.png")
     rows = [{"file_name": f"{i}.png", "text": text} for i, text in enumerate(("dark", "bright"))]
     (data / "metadata.jsonl").write_text("\n".join(map(json.dumps, rows)))
-    monkeypatch.setattr(parts, "text", lambda plan, start: Words())
+    monkeypatch.setattr(parts, "encoder", lambda plan: Words())
     plan = full_recipe(
         tmp_path, batch=8, text={"dropout": 0.2}, optimiser={"rate": 4e-3, "warmup": 5, "decay": 0.0}, steps=60,
         backbone={"name": name, "config": config}, loss={"density": "logit_normal", "mean": 1.0},
@@ -265,7 +269,9 @@ def test_captions_steer_through_both_paths(
         plan.pop(key)
     plan["data"]["flips"] = []
     job = Full(recipe.check(plan, "test"), Place(tmp_path, torch.device("cpu"), lambda *_: None))
-    assert job.captions is not None and job.captions.of.tolist() == [2, 1]  # row 0 is the empty prompt
+    captions = job.core.captions
+    assert captions is not None and captions.distinct == ("", "bright", "dark")
+    rows_of = captions.places(["dark", "bright"])
     empty = torch.cat([job.draw(step)["caption"] == 0 for step in range(60)]).float().mean().item()
     assert abs(empty - 0.2) < 0.08
     network = job.trained["backbone"]
@@ -277,7 +283,7 @@ def test_captions_steer_through_both_paths(
         optimiser.zero_grad()
     batch = job.draw(1000)
     batch["t"] = torch.full_like(batch["t"], 900.0)  # so noisy that the image itself says little
-    right = batch | {"caption": job.captions.of[batch["index"]]}
+    right = batch | {"caption": rows_of[batch["index"]]}
     wrong = batch | {"caption": 3 - right["caption"]}
     with torch.no_grad():
         found, missed = (job.loss(version, 0)[0].item() for version in (right, wrong))
@@ -318,8 +324,8 @@ def test_wrong_parts_are_refused_before_anything_is_trained(tmp_path: Path) -> N
         ({"codec": {"path": str(tmp_path)}}, "neither an autoencoder folder"),
         ({"inpaint": {"source": "file"}}, "2 of 4 images of .* have no mask, 0.png first"),
         ({"classes": {"names": ["only"]}}, "line 2: label 1 is out of range"),
-        ({"loss": {"weighting": "snr"}}, "unknown weighting 'snr'"),
-        ({"loss": {"density": "normal"}}, "unknown density 'normal'"),
+        ({"loss": {"weighting": "snr"}}, "loss.weighting: input should be 'uniform' or 'min_snr', found 'snr'"),
+        ({"loss": {"density": "normal"}}, "loss.density: input should be 'uniform' or 'logit_normal'"),
         ({"data": {**data, "folder": str(tmp_path / "absent")}}, "no such training folder"),
         ({"data": {**data, "validation": str(tmp_path)}}, r"has no metadata.jsonl"),
         ({"text": {"encoder": str(tmp_path / "absent")}}, "is not a text encoder"),

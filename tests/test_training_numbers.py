@@ -83,15 +83,15 @@ def test_the_flow_loss_by_hand(tmp_path: Path) -> None:
     raw = 0.3 * ((1 - sigma) * batch["clean"] + sigma * batch["noise"]) + 0.001 * batch["t"].view(-1, 1, 1, 1)
     expected = ((raw - (batch["noise"] - batch["clean"])) ** 2).mean()
     assert job.loss(batch, 0)[0].item() == pytest.approx(expected.item(), rel=1e-6)
-    assert torch.equal(batch["clean"], job.latents[batch["index"], 0]) or torch.allclose(
-        batch["clean"].sort(-1)[0], job.latents[batch["index"], 0].sort(-1)[0]
+    assert torch.equal(batch["clean"], job.core.latents[0][batch["index"], 0]) or torch.allclose(
+        batch["clean"].sort(-1)[0], job.core.latents[0][batch["index"], 0].sort(-1)[0]
     )  # mirrored or not, these are the images
 
 
 def test_the_inside_of_the_mask_counts_as_asked(tmp_path: Path) -> None:
     job = method(tmp_path, inpaint={"inside_weight": 3.0, "bank": 4})
     batch = job.draw(0)
-    error, _ = job._error(job.trained["backbone"], batch)
+    error, _ = job.core.error(job.trained["backbone"], batch)
     inside = batch["concat"][:, :1]
     weight = 1 + 2 * inside
     expected = (error * weight).mean() / weight.mean()
@@ -104,10 +104,10 @@ def test_validation_is_the_loss_by_band_on_fixed_draws(tmp_path: Path) -> None:
     job = method(tmp_path, data=data, inpaint=None, classes=None, validation={"bands": 4, "images": 6})
     found = job.validate(Affine())
     assert found == job.validate(Affine())
-    assert job.held_out is not None
-    for band, batch in enumerate(job.held_out):
+    for band, pieces in enumerate(job.core.held_out):
+        batch = {key: torch.cat([piece[key] for piece in pieces]) for key in pieces[0]}
         assert ((batch["t"] >= 250 * band) & (batch["t"] <= 250 * (band + 1))).all()
-        error, _ = job._error(Affine(), batch)
+        error, _ = job.core.error(Affine(), batch)
         name = f"validation/{25 * band}-{25 * (band + 1)}%"
         assert found[name] == pytest.approx(error.mean().item(), rel=1e-6)
     bands = [value for key, value in found.items() if "/" in key]
@@ -120,7 +120,7 @@ def test_draws_depend_on_seed_and_step_alone(tmp_path: Path) -> None:
     one, two = method(tmp_path), method(tmp_path)
     for step in (5, 0, 5):
         first, second = one.draw(step), two.draw(step)
-        assert first.keys() == second.keys() == {"index", "clean", "noise", "concat", "t", "label"}
+        assert first.keys() == second.keys() == {"bucket", "index", "flip", "clean", "noise", "concat", "t", "label"}
         assert all(torch.equal(first[key], second[key]) for key in first)
     assert not torch.equal(one.draw(1)["noise"], one.draw(2)["noise"])
 
@@ -148,23 +148,22 @@ def test_dropout_and_missing_labels_become_no_class() -> None:
 
 
 def test_masks_from_files_follow_the_image_s_mirroring_and_decide_the_label(tmp_path: Path) -> None:
-    job = method(tmp_path)
+    core = method(tmp_path).core
+    images, bank = core.images[0], core.banks[SIZE, SIZE]
     index, flips = torch.tensor([1, 1, 0]), [(), (-1,), ()]
     plan = Inpaint(source="both", file_share=1.0)
-    masks, keeps = masking.draw(plan, job.images, job.bank, index, flips, 0, 0)
-    own = job.images.masks[0].float()
+    masks, keeps = masking.draw(plan, images, bank, index, flips, 0, 0)
+    own = images.masks[0].float()
     assert torch.equal(masks[0], own) and torch.equal(masks[1], own.flip(-1))
-    assert any(torch.equal(masks[2, 0], b.flip(turn)[0].float()) for b in job.bank for turn in masking.TURNS)
+    assert any(torch.equal(masks[2, 0], b.flip(turn)[0].float()) for b in bank for turn in masking.TURNS)
     assert keeps.tolist() == [True, True, True]
-    elsewhere = torch.zeros_like(job.bank)
+    elsewhere = torch.zeros_like(bank)
     elsewhere[..., -3:, -3:] = True  # a free mask that misses the defect: the image's label says nothing about it
-    _, keeps = masking.draw(Inpaint(), job.images, elsewhere, torch.tensor([1, 0]), [(), ()], 0, 0)
+    _, keeps = masking.draw(Inpaint(), images, elsewhere, torch.tensor([1, 0]), [(), ()], 0, 0)
     assert keeps.tolist() == [False, True]
-    grown, _ = masking.draw(
-        Inpaint(source="file", dilation=(2, 2)), job.images, job.bank, torch.tensor([1]), [()], 0, 0
-    )
+    grown, _ = masking.draw(Inpaint(source="file", dilation=(2, 2)), images, bank, torch.tensor([1]), [()], 0, 0)
     assert grown.sum() == (6 + 4) * (4 + 4)  # the square of 6 x 4 pixels, 2 more on every side
-    whole, keeps = masking.draw(Inpaint(full_share=1.0), job.images, job.bank, index, flips, 0, 0)
+    whole, keeps = masking.draw(Inpaint(full_share=1.0), images, bank, index, flips, 0, 0)
     assert whole.min() == 1 and keeps.all() and whole.shape == (3, 1, SIZE, SIZE)
 
 
@@ -239,7 +238,7 @@ def test_channel_weights_count_errors_as_pixels_do_at_power_two() -> None:
     """For an orthonormal codec the weighted error of whitened latents is the pixel error, up to one constant."""
     from mezzotint.codec import Codec, LatentSpace
     from mezzotint.codec.patch_pca import PatchPCAConfig, principal_components
-    from mezzotint.training.methods.full import channel_weights
+    from mezzotint.training.diffusion import channel_weights
 
     rng = torch.Generator().manual_seed(0)
     pixels = torch.rand(8, 1, 16, 16, generator=rng).cumsum(-1)

@@ -41,13 +41,13 @@ def test_defaults_overrides_and_place(tmp_path: Path) -> None:
 def test_the_resolved_recipe_reads_back_equal(tmp_path: Path, make: object) -> None:
     plan = recipe.check(make(tmp_path), "test")  # type: ignore[operator]
     again = recipe.read(file(tmp_path, recipe.to_toml(plan), "resolved.toml"))
-    assert again == plan
+    assert again.model_dump() == plan.model_dump()
 
 
 def test_awkward_strings_survive_toml(tmp_path: Path) -> None:
     plan = recipe.read(file(tmp_path))
     assert plan.backbone is not None and plan.backbone.config["odd key"] == "ü\n"
-    assert recipe.check(tomllib.loads(recipe.to_toml(plan)), "test") == plan
+    assert recipe.check(tomllib.loads(recipe.to_toml(plan)), "test").model_dump() == plan.model_dump()
 
 
 @pytest.mark.parametrize(
@@ -57,8 +57,8 @@ def test_awkward_strings_survive_toml(tmp_path: Path) -> None:
         ("data.flip=['vertical']", "unknown key data.flip (nearest valid name: flips)"),
         ("rate=1e-3", "unknown key rate: it belongs into [optimiser], as optimiser.rate"),
         ("optimizer.rate=1e-3", "unknown key optimizer (nearest valid name: optimiser)"),
-        ("method=lora", "method 'lora' is not available in this version"),
-        ("method=textual-inversion", "method 'textual-inversion' is not available in this version"),
+        ("method=lora", "method 'lora' needs a [base] table."),
+        ("method=textual-inversion", "method 'textual-inversion' needs a [base] table."),
         ("method=ful", "method:"),
         ("steps=0", "steps: input should be greater than or equal to 1, found 0"),
         ("steps=many", "steps: input should be a valid integer"),

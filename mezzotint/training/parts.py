@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Sequence
+from collections.abc import Mapping
 from dataclasses import fields
 from importlib import import_module
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -15,70 +15,135 @@ from torch import Tensor, nn
 from mezzotint.backbones.initialise import initialise
 from mezzotint.codec import Codec
 from mezzotint.codec.pixels import Pixels, PixelsConfig
-from mezzotint.conditioning import Conditioning, stack
-from mezzotint.contract import FILE, TextFacts, agree, check_codec, check_finetune, check_text
+from mezzotint.contract import (
+    FILE,
+    ClassFacts,
+    Contract,
+    LatentFacts,
+    Licence,
+    SamplingFacts,
+    TextFacts,
+    agree,
+    check_codec,
+    check_finetune,
+)
 from mezzotint.errors import InputError
 from mezzotint.families import Model, load
-from mezzotint.families.native import AUTOENCODERS
-from mezzotint.process import Process, RectifiedFlow, weighting
+from mezzotint.families.model import placed, places
+from mezzotint.families.native import AUTOENCODERS, identified
+from mezzotint.process import Process, RectifiedFlow
 from mezzotint.text import TextEncoder
 from mezzotint.training.codecs import read_codec
-from mezzotint.training.recipe import Loss, Recipe
+from mezzotint.training.tables import Base, Recipe
 
+Network = TypeVar("Network", bound=nn.Module)
 # recipe name -> module, network, configuration
 BACKBONES = {
     "unet": ("mezzotint.backbones.unet", "UNet", "mezzotint.backbones.unet_config", "UNetConfig"),
     "text_unet": ("mezzotint.backbones.unet", "UNet", "mezzotint.backbones.unet_config", "ConditionalUNetConfig"),
     "dit": ("mezzotint.backbones.dit", "DiT", "mezzotint.backbones.dit", "DiTConfig"),
 }
-RECIPE = Path("the recipe")
+DTYPES: Mapping[str, torch.dtype] = {
+    "float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16,
+}  # fmt: skip
 AUTOENCODER_NAMES = {"kl_vae": "AutoencoderKL", "patch_pca": "PatchPCA"}  # recipe name -> published class name
 
 
-def base(recipe: Recipe) -> Model | None:
-    """The model that training goes on from; its contract holds, and a recipe that contradicts it is refused."""
-    if recipe.backbone is None or recipe.backbone.start is None:
-        return None
-    if recipe.backbone.name or recipe.backbone.config:
-        raise InputError("backbone.start takes its network from the model folder: leave out backbone.name and .config.")
-    model = load(Path(recipe.backbone.start))
-    if model.contract.guidance.distilled:
-        raise InputError(f"{model.path} is distilled; the full method would undo that. Start from its base model.")
-    classes = model.contract.classes
-    ours = {"classes": list(classes.names) if classes else None, "inpaint": model.contract.inpaint}
-    theirs: dict[str, Any] = {
-        "classes": recipe.classes.names if recipe.classes else None,
-        "inpaint": recipe.inpaint.k if recipe.inpaint else None,
-    }
-    agree("", ours, Path(recipe.backbone.start) / FILE, theirs, RECIPE, force=False)
-    return model
+def model(recipe: Recipe, device: torch.device) -> Model:
+    """The model that a recipe trains: its base, checked against what the recipe says, or a new one.
+
+    Parts rest on the CPU until they work on `device`; nothing trains yet (see `trainable`).
+    """
+    return based(recipe, recipe.base, device) if recipe.base else fresh(recipe, device)
 
 
-def process(recipe: Recipe, start: Model | None) -> Process:
-    """The process a recipe states, or that of the model it starts from; the two must agree."""
-    if start is not None:
-        if recipe.process is not None:
-            stated = Process.from_dict(recipe.process)
-            check_finetune(start.contract, Path(str(start.path)) / FILE, stated, RECIPE)
-        return start.process
+def based(recipe: Recipe, plan: Base, device: torch.device) -> Model:
+    """The base with the digests of its parts; InputError where the recipe contradicts its contract.
+
+    Both values and both files are named. A distilled base needs the explicit word.
+    """
+    found = load(
+        Path(plan.path), device, DTYPES[plan.dtype], prediction=plan.prediction, distilled=plan.distilled,
+        parts=plan.parts, offload=True,
+    )  # fmt: skip
+    contract, at = found.contract, Path(plan.path) / FILE if (Path(plan.path) / FILE).is_file() else Path(plan.path)
+    if contract.guidance.distilled and not plan.train_distilled:
+        raise InputError(
+            f"{plan.path} is a distilled model: training undoes its few steps bit by bit, and what is learned fits its"
+            " base badly.\nTrain on the base model that it was distilled from, or say base.train_distilled = true."
+        )
+    if recipe.process is not None:
+        check_finetune(contract, at, Process.from_dict(recipe.process), recipe.at)
+    said: dict[str, Any] = {}
+    if recipe.classes and recipe.classes.names is not None:
+        said["classes"] = recipe.classes.names
+    elif recipe.classes and contract.classes is None:
+        raise InputError(f"{recipe.at} has a [classes] table, but {at} has no classes: leave it out.")
+    if recipe.inpaint and (recipe.inpaint.k is not None or contract.inpaint is None):
+        said["inpaint"] = recipe.inpaint.k or 1
+    ours = {"classes": list(contract.classes.names) if contract.classes else None, "inpaint": contract.inpaint}
+    agree("", {key: ours[key] for key in said}, at, said, recipe.at, force=False)
+    if recipe.text and recipe.text.encoder:
+        raise InputError(
+            f"{recipe.at}: text.encoder is for new models; {at} reads captions with its own: leave it out."
+        )
+    if found.codec.pixel_channels != recipe.data.channels:
+        raise InputError(
+            f"{recipe.at}: data.channels is {recipe.data.channels}, the codec of {at} reads"
+            f" {found.codec.pixel_channels}."
+        )
+    if recipe.codec and recipe.codec.path:
+        other, where = read_codec(Path(recipe.codec.path))
+        check_codec(contract, at, other, where)
+    return identified(found)
+
+
+def fresh(recipe: Recipe, device: torch.device) -> Model:
+    """A new network and its contract, from the recipe's tables."""
     if recipe.process is None:
         raise InputError('the recipe needs a [process] table: prediction = "flow" and [process.schedule] kind = ...')
-    return Process.from_dict(recipe.process)
+    process = Process.from_dict(recipe.process)
+    codec = Codec(Pixels(PixelsConfig(recipe.data.channels)))
+    if recipe.codec and recipe.codec.path:
+        codec, where = read_codec(Path(recipe.codec.path))
+        if codec.pixel_channels != recipe.data.channels:
+            raise InputError(
+                f"data.channels is {recipe.data.channels}, the codec {where} reads {codec.pixel_channels}."
+            )
+    text = encoder(recipe)
+    names = tuple(recipe.classes.names or ()) if recipe.classes else ()
+    if recipe.classes and not names:
+        raise InputError(f"{recipe.at}: classes.names is missing, which a new model needs.")
+    network = backbone(recipe, codec, text)
+    contract = Contract(
+        process=process,
+        latent=LatentFacts.of(codec),
+        size=recipe.data.size,
+        text=TextFacts.of(text) if text else None,
+        classes=ClassFacts(names=names, null=len(names)) if names else None,
+        inpaint=(recipe.inpaint.k or 1) if recipe.inpaint else None,
+        sampling=SamplingFacts(
+            sampler="flow_euler" if isinstance(process.schedule, RectifiedFlow) else "ddim", steps=20
+        ),
+        licence=Licence(weights="unknown"),
+    )
+    return placed(Model(contract, network.eval().requires_grad_(False), codec, text), device, offload=True)
 
 
-def codec(recipe: Recipe, start: Model | None) -> tuple[Codec, Path]:
-    """The recipe's codec and where its weights lie; without a [codec] that of the start, or the pixels themselves."""
-    if recipe.codec is not None:
-        found, where = read_codec(Path(recipe.codec.path))
-    elif start is not None:
-        found, where = start.codec, Path(str(start.path)) / "vae"
-    else:
-        found, where = Codec(Pixels(PixelsConfig(recipe.data.channels))), Path("pixels")
-    if start is not None:
-        check_codec(start.contract, Path(str(start.path)) / FILE, found, where)
-    if found.pixel_channels != recipe.data.channels:
-        raise InputError(f"data.channels is {recipe.data.channels}, the codec {where} reads {found.pixel_channels}.")
-    return found, where
+def trainable(network: Network, device: torch.device) -> Network:
+    """The network on the device with every parameter training: float32, and in memory of its own."""
+    fresh: dict[int, Tensor] = {}  # one tensor may have several names
+    for table, name, tensor in places([network]):
+        if id(tensor) not in fresh:
+            own = tensor.detach().to(device, torch.float32 if tensor.is_floating_point() else None, copy=True)
+            fresh[id(tensor)] = nn.Parameter(own) if isinstance(tensor, nn.Parameter) else own
+        table[name] = fresh[id(tensor)]
+    return network.train()
+
+
+def settled(network: Network, device: torch.device) -> Network:
+    """The network on the device for the whole run, with nothing in it training."""
+    return network.to(device).eval().requires_grad_(False)
 
 
 def autoencoder(recipe: Recipe) -> nn.Module:
@@ -101,12 +166,6 @@ def autoencoder(recipe: Recipe) -> nn.Module:
     return part.network(_config(part.config, {**implied, **plan.config}, "vae.config"))
 
 
-def check_loss(plan: Loss, under: Process) -> None:
-    """InputError for a density or weighting that does not exist, before anything is prepared for it."""
-    t = weighting.draw_times(under, 1, torch.Generator(), plan.density, plan.mean, plan.deviation)  # type: ignore[arg-type]
-    weighting.weights(under, under.levels(t), plan.weighting, plan.gamma)
-
-
 def times(under: Process, share: Tensor) -> Tensor:
     """Times (B,) on the network's clock at shares 0..1 of it, the noisy end at 1; not bent by a static shift."""
     schedule = under.schedule
@@ -115,21 +174,19 @@ def times(under: Process, share: Tensor) -> Tensor:
     return (share * schedule.timesteps).long().clamp(max=schedule.timesteps - 1)
 
 
-def backbone(recipe: Recipe, codec: Codec, text: TextEncoder | None, start: Model | None) -> nn.Module:
-    """The start's network, or a fresh one: channels, classes and text width then follow from the other parts."""
-    if start is not None:
-        return start.backbone.train().requires_grad_(True)
+def backbone(recipe: Recipe, codec: Codec, text: TextEncoder | None) -> nn.Module:
+    """A fresh network: channels, classes and text width follow from the other parts."""
     plan = recipe.backbone
-    if plan is None or plan.name is None:
-        raise InputError(f"the recipe's [backbone] needs a name: {', '.join(BACKBONES)}")
+    if plan is None:
+        raise InputError(f"{recipe.at} needs a [backbone] table with a name: {', '.join(BACKBONES)}")
     if plan.name not in BACKBONES:
         near = difflib.get_close_matches(plan.name, BACKBONES, n=1, cutoff=0.0)[0]
         raise InputError(f"unknown backbone '{plan.name}': did you mean '{near}'? Valid: {', '.join(BACKBONES)}")
     module, network, config_module, config = BACKBONES[plan.name]
     kind: Any = getattr(import_module(config_module), config)
     known = {f.name for f in fields(kind)}
-    extra = codec.channels + recipe.inpaint.k**2 if recipe.inpaint else 0
-    classes = len(recipe.classes.names) if recipe.classes else None
+    extra = codec.channels + (recipe.inpaint.k or 1) ** 2 if recipe.inpaint else 0
+    classes = len(recipe.classes.names or ()) if recipe.classes else None
     implied: dict[str, Any] = {
         "in_channels": codec.channels + extra,
         "out_channels": codec.channels,
@@ -162,39 +219,12 @@ def _config(kind: Any, settings: dict[str, Any], where: str) -> Any:
         raise InputError(f"{where}: {error}") from error
 
 
-def text(recipe: Recipe, start: Model | None) -> TextEncoder | None:
-    """The caption encoder that a recipe names, minilm or a folder; for a start it must be the start's."""
-    found: TextEncoder | None = None
-    where = RECIPE
-    if recipe.text is not None and recipe.text.encoder != "none":
-        from mezzotint.text import minilm
+def encoder(recipe: Recipe) -> TextEncoder | None:
+    """The caption encoder of a new model, as its recipe names it: minilm or a folder."""
+    if recipe.text is None:
+        return None
+    from mezzotint.text import minilm
 
-        if recipe.text.encoder == "minilm":
-            found = minilm.load_package(recipe.text.length)
-        else:
-            where = Path(recipe.text.encoder)
-            found = minilm.load_folder(where, recipe.text.length)
-    if start is not None:
-        check_text(start.contract, Path(str(start.path)) / FILE, TextFacts.of(found) if found else None, where)
-    return found
-
-
-class Captions:
-    """Every distinct caption encoded once; row 0 is the empty prompt, which dropout puts in a caption's place."""
-
-    def __init__(self, encoder: TextEncoder, captions: Sequence[str], batch: int = 64) -> None:
-        distinct = ["", *sorted(set(captions) - {""})]
-        place = {caption: i for i, caption in enumerate(distinct)}
-        self.of = torch.tensor([place[caption] for caption in captions])  # (N,) image -> row
-        encoded = [encoder.encode(distinct[i : i + batch]) for i in range(0, len(distinct), batch)]
-        self.rows = stack(encoded)
-
-    def take(self, rows: Tensor) -> Conditioning:
-        """The conditioning of rows (B,)."""
-        return self.rows.map(lambda tensor: tensor.to(rows.device)[rows])
-
-    def extend(self, other: Captions) -> Tensor:
-        """Append another set's rows; returns its image -> row in this one."""
-        start = len(self.rows.tokens) if self.rows.tokens is not None else 0
-        self.rows = stack([self.rows, other.rows])
-        return other.of + start
+    if recipe.text.encoder in (None, "minilm"):
+        return minilm.load_package(recipe.text.length)
+    return minilm.load_folder(Path(recipe.text.encoder), recipe.text.length)

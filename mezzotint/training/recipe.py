@@ -51,7 +51,7 @@ def check(content: dict[str, Any], where: str) -> Recipe:
     try:
         recipe = Recipe.model_validate(content)
     except ValidationError as error:
-        found = _merged(error.errors())
+        found = sorted(_merged(error.errors()), key=lambda one: one["type"] != "extra_forbidden")  # misspellings first
         more = f" (and {len(found) - 1} more)" if len(found) > 1 else ""
         raise InputError(f"{where}: {_explain(found[0])}{more}") from error
     recipe._at = Path(where)
@@ -105,9 +105,8 @@ def _merged(errors: Sequence[Any]) -> list[dict[str, Any]]:
     merged: dict[tuple[Any, ...], dict[str, Any]] = {}
     for error in errors:
         loc = tuple(error["loc"])
-        key = loc[:-1] if len(loc) > 1 and loc[-1] not in _fields([str(loc[0])]) else loc
-        if error["type"] in ("extra_forbidden", "missing"):
-            key = loc
+        about_a_type = len(loc) > 1 and isinstance(loc[-1], str) and loc[-1] not in _fields([str(loc[0])])
+        key = loc[:-1] if about_a_type and error["type"] not in ("extra_forbidden", "missing") else loc
         if key in merged:
             merged[key]["msg"] += f", or {error['msg'][0].lower()}{error['msg'][1:]}"
         else:

@@ -81,7 +81,7 @@ class PatchPCAFit:
         z = torch.cat([network.encode(self.images.pixels(i).to(self.place.device)) for i in pieces])  # (N, C, h, w)
         shift, deviation = z.mean((0, 2, 3)).tolist(), z.std((0, 2, 3)).clamp_min(1e-6).tolist()
         space = LatentSpace(tuple(1 / d for d in deviation), tuple(shift))
-        facts = {"dataset": self.digests["data"], "licence": self.recipe.licence}
+        facts = {"dataset": self.digests["data"], "licence": self.recipe.licence or "unknown"}
         write_codec(Codec(network.cpu(), space), folder, facts)
 
     def _reconstruct(self, network: nn.Module, pixels: Tensor) -> Tensor:

@@ -157,7 +157,7 @@ class Vae:
         scale = 1 / z.std(1).clamp_min(1e-6)
         space = LatentSpace(tuple(scale.float().tolist()), tuple(z.mean(1).float().tolist()))
         facts = {
-            "licence": self.recipe.licence, "data_licence": self.recipe.data_licence,
+            "licence": self.recipe.licence or "unknown", "data_licence": self.recipe.data_licence,
             "dataset": self.digests["data"], "recipe": finish.digest(self.recipe), "code": finish.version(),
         }  # fmt: skip
         codecs.write_codec(Codec(autoencoder, space), folder, facts)
