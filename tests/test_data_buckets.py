@@ -105,7 +105,7 @@ def test_cuts_are_those_of_scaling_first(tmp_path: Path, shape: tuple[int, int],
     images = folder.read(data, size, 3)
     source = Image.open(data / "1.png")
     scale = max(size[0] / shape[0], size[1] / shape[1])
-    scaled = tuple(max(round(a * scale), b) for a, b in zip(shape, size, strict=True))
+    scaled = max(round(shape[0] * scale), size[0]), max(round(shape[1] * scale), size[1])
     left, top = (scaled[0] - size[0]) // 2, (scaled[1] - size[1]) // 2
     assert images.crop[1].tolist() == [left, top]
     cut = (left, top, left + size[0], top + size[1])

@@ -63,7 +63,10 @@ def latents(
         for start in range(0, len(images), batch):
             chosen = torch.arange(start, min(start + batch, len(images)))
             with torch.no_grad():
-                part = torch.stack([encode(images.pixels(chosen, flip)).float().cpu() for flip in mirrorings], dim=1)
+                part = torch.stack([encode(images.pixels(chosen, flip)).cpu() for flip in mirrorings], dim=1)
+            if part.dtype != torch.float32 and str(part.dtype) != f"torch.{dtype}":
+                raise ValueError(f"latents are said to be made in {dtype}, and came in {part.dtype}")
+            part = part.float()
             for i, rows in zip(chosen.tolist(), part, strict=True):
                 _judge(images, i, rows, codec_file, dtype, blank, far)
             yield {"latents": part}
@@ -77,14 +80,6 @@ def latents(
 def distinct(captions: Sequence[str]) -> list[str]:
     """The captions that are different, sorted, behind the empty prompt: the rows of `text`."""
     return ["", *sorted(set(captions) - {""})]
-
-
-def places(captions: Sequence[str], among: Sequence[str] | None = None) -> Tensor:
-    """Row (N,) of each caption in what `text` gives for the captions `among` (None: for these)."""
-    import torch
-
-    row = {caption: i for i, caption in enumerate(distinct(captions if among is None else among))}
-    return torch.tensor([row[caption] for caption in captions])
 
 
 def text(
