@@ -78,6 +78,13 @@ def mask_to_tensor(mask: Image, width: int, height: int) -> Tensor:
     return torch.from_numpy((np.array(mask) >= 128).astype(np.float32))[None, None]
 
 
+def grey(pixels: Tensor) -> Tensor:
+    """(B, 1, H, W) of (B, 1 | 3, H, W): 0.299 R + 0.587 G + 0.114 B (ITU-R BT.601), as images are read grey."""
+    if pixels.shape[1] == 1:
+        return pixels
+    return 0.299 * pixels[:, 0:1] + 0.587 * pixels[:, 1:2] + 0.114 * pixels[:, 2:3]
+
+
 def bounded(image: Image, most: int, unit: int) -> Image:
     """A picture of at most `most` pixels, shrunk where it has more, its centre cut to whole multiples of `unit`.
 
