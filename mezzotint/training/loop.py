@@ -3,23 +3,21 @@
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import math
-import signal
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
 
 from mezzotint import files
 from mezzotint.errors import InputError
-from mezzotint.training import draws, ema, finish, metrics, recipe, state
-from mezzotint.training.methods import Batch, Method, Place, method
+from mezzotint.training import draws, ema, finish, guard, metrics, parallel, recipe, state, step, weights
+from mezzotint.training.methods import Method, Place, method
 from mezzotint.training.recipe import Optimiser, Recipe
 
 if TYPE_CHECKING:
@@ -54,30 +52,60 @@ def train(plan: Recipe, resume: bool = False, watch: Watch | None = None) -> Out
     for bit on the same machine and thread count; without a checkpoint it starts from the beginning. InputError where
     the folder holds a run already, the recipe or data changed, the loss is not finite, or the disk is full.
     """
-    watch = watch or Watch()
     folder = Path(plan.out)
     if plan.threads:
         torch.set_num_threads(plan.threads)
     if not resume and (state.newest(folder / CHECKPOINTS) or (folder / MODEL).exists()):
         raise InputError(f"{folder} holds a run already: go on with --resume, or choose another with --set out=FOLDER.")
-    accelerator = _accelerator(plan)
-    with _alone(folder) if accelerator.is_main_process else contextlib.nullcontext():
-        return _run(plan, resume, accelerator, watch)
+    accelerator = parallel.join(plan)
+    heard = watch if watch and accelerator.is_main_process else Watch()
+    with parallel.explained(accelerator), contextlib.ExitStack() as held:
+        parallel.on_main(accelerator, lambda: held.enter_context(guard.alone(folder)))
+        return _run(plan, resume, accelerator, heard)
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """A run at work."""
+
+    plan: Recipe
+    job: Method
+    accelerator: Accelerator
+    weights: weights.Weights
+    log: metrics.Metrics | None  # the main process's
+    watch: Watch
+
+    @property
+    def folder(self) -> Path:
+        return Path(self.plan.out)
 
 
 def _run(plan: Recipe, resume: bool, accelerator: Accelerator, watch: Watch) -> Outcome:
     folder = Path(plan.out)
-    start = _start(plan, folder) if resume else None
-    torch.manual_seed(draws.number(plan.seed, 0, "start"))
-    job = method(plan, Place(folder, accelerator.device, watch.prepare))
+    start = state.newest(folder / CHECKPOINTS) if resume else None
     if start is not None:
-        _same(start, job, folder)
-    if accelerator.is_main_process:
+        parallel.on_main(accelerator, lambda: _check_recipe(plan, start))
+
+    def make() -> Method:
+        torch.manual_seed(draws.number(plan.seed, 0, "start"))
+        return method(plan, Place(folder, accelerator.device, watch.prepare))
+
+    def begin() -> metrics.Metrics:
         files.write_text(folder / RECIPE, recipe.to_toml(plan))
         state.sweep(folder / CHECKPOINTS)
-    with _stop_signals() as stopped:
+        return metrics.Metrics(folder, int(start.name.split("-")[1]) if start else -1)
+
+    job = parallel.main_first(accelerator, make)
+    if start is not None:
+        _same(start, job, folder)
+    with guard.stop_signals() as stopped, contextlib.ExitStack() as closing:
         try:
-            return _loop(plan, job, accelerator, start, watch, stopped)
+            found = weights.prepare(plan, job, accelerator, start)
+            log = parallel.on_main(accelerator, begin)
+            if log is not None:
+                closing.callback(log.close)
+            done = int(start.name.split("-")[1]) if start else 0
+            return _loop(Run(plan, job, accelerator, found, log, watch), done, stopped)
         except OSError as error:
             good = state.newest(folder / CHECKPOINTS)
             left = f"The checkpoint {good} is complete" if good else "There is no checkpoint"
@@ -86,104 +114,86 @@ def _run(plan: Recipe, resume: bool, accelerator: Accelerator, watch: Watch) -> 
             ) from error
 
 
-def _loop(
-    plan: Recipe, job: Method, accelerator: Accelerator, start: Path | None, watch: Watch, stopped: threading.Event
-) -> Outcome:
-    folder, main = Path(plan.out), accelerator.is_main_process
-    average = ema.follow(job.trained[job.averaged]).to(accelerator.device)
-    optimisers = {name: _optimiser(plan.optimiser, part, job.rates[name]) for name, part in job.trained.items()}
-    modules = {**job.trained, "ema": average}
-    done = int(start.name.split("-")[1]) if start else 0
-    if start:
-        state.restore(start, modules, optimisers)
-    originals, plain = dict(job.trained), dict(optimisers)  # as they are, without what accelerate wraps around them
-    for name in job.trained:
-        job.trained[name], optimisers[name] = accelerator.prepare(job.trained[name], optimisers[name])
-    facts = {"recipe": plan.model_dump(mode="json"), "digests": job.digests, "code": finish.version()}
-    log = metrics.Metrics(folder, done) if main else None
+def _loop(run: Run, done: int, stopped: threading.Event) -> Outcome:
+    plan, job, accelerator = run.plan, run.job, run.accelerator
     seen: list[float] = []
-    since, loss = time.perf_counter(), math.nan
-
-    def checkpoint() -> None:
-        if main and log is not None:
-            log.flush()
-            state.save(folder / CHECKPOINTS, done, {**originals, "ema": average}, plain, facts, plan.checkpoints.keep)
-        accelerator.wait_for_everyone()
-
-    try:
-        while done < plan.steps and not stopped.is_set():
-            rate = learning_rate(plan.optimiser, done, plan.steps)
-            loss, numbers = _step(plan, job, accelerator, optimisers, done, rate)
-            ema.update(average, originals[job.averaged], done, plan.ema.decay, plan.ema.warmup)
-            done += 1
-            seen.append(loss)
-            watch.step(done, plan.steps, loss)
-            last = done == plan.steps
-            record: metrics.Record = {}
-            if done % plan.log_every == 0 or last:
-                elapsed = max(time.perf_counter() - since, 1e-9)
-                record = {"loss": sum(seen) / len(seen), "rate": rate, **{k: float(v) for k, v in numbers.items()}}
-                record["images_per_second"] = round(len(seen) * plan.batch / elapsed, 3)
-                seen, since = [], time.perf_counter()
-            pause = time.perf_counter()
-            if main and (done % plan.validation.every == 0 or last):
-                record |= job.validate(average)
-            if record and main and log is not None:
-                record = {"step": done, **record}
-                log.add(record)
-                watch.record(record)
-            if main and plan.previews.every and (done % plan.previews.every == 0 or last):
-                _preview(job, average, folder / SAMPLES / f"step-{done:08d}.png", done)
-            if main and (done % plan.validation.every == 0 or last):
-                metrics.plot(folder)
-            if done % plan.checkpoints.every == 0 or last:
-                checkpoint()
-            since += time.perf_counter() - pause
-        if stopped.is_set():
-            checkpoint()
-        if main and done == plan.steps:
-            job.save(average, folder / MODEL)
-    finally:
-        if log is not None:
-            with contextlib.suppress(OSError):
-                log.close()
-    return Outcome(folder, done, done == plan.steps, loss)
+    since, loss, stopping = time.perf_counter(), math.nan, False
+    if done == 0:
+        _report(run, 0, {}, judged=True)  # where it starts from
+        since = time.perf_counter()
+    batch = job.draw(done) if done < plan.steps else {}
+    alone = accelerator.num_processes == 1  # several stop after the same step, once they have heard of it
+    while done < plan.steps and not (stopping or alone and stopped.is_set()):
+        rate = learning_rate(plan.optimiser, done, plan.steps)
+        computed = step.gradients(plan, job, accelerator, run.weights.networks, batch, done)
+        upcoming = job.draw(done + 1) if done + 1 < plan.steps else {}  # while an accelerator still computes
+        loss, numbers, stopping = step.agree(plan, job, accelerator, batch, done, computed, stopped.is_set())
+        weights.advance(run.weights, plan, done, rate)
+        done, batch = done + 1, upcoming
+        seen.append(loss)
+        run.watch.step(done, plan.steps, loss)
+        last = done == plan.steps
+        record: metrics.Record = {}
+        if last or done % plan.log_every == 0:
+            elapsed = max(time.perf_counter() - since, 1e-9)
+            record = {"loss": sum(seen) / len(seen), "rate": rate, **numbers}
+            record["images_per_second"] = round(len(seen) * plan.batch / elapsed, 3)
+            seen, since = [], time.perf_counter()
+        pause = time.perf_counter()
+        judged = last or done % plan.validation.every == 0
+        if record or judged:
+            _report(run, done, record, judged)
+        if last or done % plan.checkpoints.every == 0:
+            _checkpoint(run, done)
+        if plan.previews.every and (last or done % plan.previews.every == 0):
+            picture = run.folder / SAMPLES / f"step-{done:08d}.png"
+            _use(run, lambda network, at=done, path=picture: _preview(job, network, path, at))
+        if judged:
+            parallel.on_main(accelerator, lambda: metrics.plot(run.folder))
+        since += time.perf_counter() - pause
+    if done < plan.steps:
+        _checkpoint(run, done)
+    else:
+        _use(run, lambda network: job.save(network, run.folder / MODEL))
+    return Outcome(run.folder, done, done == plan.steps, loss)
 
 
-def _step(
-    plan: Recipe, job: Method, accelerator: Accelerator, optimisers: dict[str, Any], step: int, rate: float
-) -> tuple[float, dict[str, Any]]:
-    """One optimiser step over all pieces of the batch; the loss and the numbers to report."""
-    batch = job.draw(step)
-    pieces = plan.accumulation * accelerator.num_processes
-    mine = range(accelerator.process_index, pieces, accelerator.num_processes)
-    torch.manual_seed(draws.number(plan.seed, step, f"network {accelerator.process_index}"))  # dropout in the networks
-    total = 0.0
-    numbers: dict[str, Any] = {}
-    for turn, index in enumerate(mine):
-        piece = {key: value.chunk(pieces)[index].to(accelerator.device) for key, value in batch.items()}
-        syncing = contextlib.ExitStack()
-        if turn < len(mine) - 1:
-            for part in job.trained.values():
-                syncing.enter_context(accelerator.no_sync(part))
-        with syncing:
-            loss, numbers = job.loss(piece, step)
-            value = loss.item()
-            if not math.isfinite(value):
-                raise InputError(_broken(job, piece, step, f"the loss is {value}"))
-            accelerator.backward(loss / plan.accumulation)
-        total += value / len(mine)
-    clip = plan.optimiser.clip or math.inf
-    for name, optimiser in optimisers.items():
-        norm = accelerator.clip_grad_norm_(job.trained[name].parameters(), clip)
-        if norm is not None and not math.isfinite(float(norm)):
-            raise InputError(_broken(job, batch, step, f"the gradient of the {name} is {float(norm)}"))
-        for group in optimiser.param_groups:
-            group["lr"] = rate * job.rates[name]
-        optimiser.step()
-        optimiser.zero_grad()
-        numbers = {**numbers, f"gradient/{name}": float(norm) if norm is not None else 0.0}
-    return total, numbers
+def _report(run: Run, done: int, record: metrics.Record, judged: bool) -> None:
+    """Add to the record what validation finds, where it is due, and pass it on."""
+    average = run.weights.average
+
+    def note(found: dict[str, float]) -> None:
+        if run.log is not None and (record or found):
+            run.log.add({"step": done, **record, **found})
+            run.watch.record({"step": done, **record, **found})
+
+    with ema.at_rest(average):
+        if not judged:
+            parallel.on_main(run.accelerator, lambda: note({}))
+        elif run.weights.outline is None:
+            parallel.on_main(run.accelerator, lambda: note(run.job.validate(average)))
+        else:  # a network in shards computes only where all processes do
+            found = run.job.validate(average)
+            parallel.on_main(run.accelerator, lambda: note(found))
+
+
+def _checkpoint(run: Run, done: int) -> None:
+    plan = run.plan
+    facts = {"recipe": plan.model_dump(mode="json"), "digests": run.job.digests, "code": finish.version()}
+    content = weights.content(run.weights, run.job)
+
+    def write() -> None:
+        if run.log is not None:
+            run.log.flush()
+        state.save(run.folder / CHECKPOINTS, done, content, facts, plan.checkpoints.keep)
+
+    parallel.on_main(run.accelerator, write)
+
+
+def _use(run: Run, use: Callable[[nn.Module], object]) -> None:
+    """Let the main process do something with the averaged network."""
+    with weights.finished(run.weights, run.accelerator) as network:
+        parallel.on_main(run.accelerator, lambda: use(network))
 
 
 def learning_rate(plan: Optimiser, step: int, steps: int) -> float:
@@ -200,47 +210,16 @@ def learning_rate(plan: Optimiser, step: int, steps: int) -> float:
     return plan.rate * (plan.final + (1 - plan.final) * (1 + math.cos(math.pi * u)) / 2)
 
 
-def _optimiser(plan: Optimiser, part: nn.Module, rate: float) -> torch.optim.AdamW:
-    """Fused AdamW; decay spares biases, norms and other vectors."""
-    weights = [p for p in part.parameters() if p.requires_grad]
-    groups = [
-        {"params": [p for p in weights if p.ndim > 1], "weight_decay": plan.decay},
-        {"params": [p for p in weights if p.ndim <= 1], "weight_decay": 0.0},
-    ]
-    groups = [group for group in groups if group["params"]]
-    return torch.optim.AdamW(groups, lr=plan.rate * rate, betas=plan.betas, eps=plan.eps, fused=True)
-
-
-def _accelerator(plan: Recipe) -> Accelerator:
-    try:
-        from accelerate import Accelerator
-        from accelerate.state import AcceleratorState
-    except ImportError as error:
-        raise InputError("training needs the package accelerate. Run: pip install 'mezzotint[train]'") from error
-    AcceleratorState._reset_state()  # it is one for the process, and the run before may have had another precision
-    accelerator = Accelerator(mixed_precision="bf16" if plan.precision == "bfloat16" else "no")
-    if plan.batch % (plan.accumulation * accelerator.num_processes):
-        raise InputError(
-            f"batch {plan.batch} must be a multiple of accumulation x processes,"
-            f" {plan.accumulation} x {accelerator.num_processes}"
-        )
-    return accelerator
-
-
-def _start(plan: Recipe, folder: Path) -> Path | None:
-    """The checkpoint to go on from, after checking that it is whole and was made by this recipe."""
-    found = state.newest(folder / CHECKPOINTS)
-    if found is None:
-        return None
-    stored = recipe.check(state.facts(found)["recipe"], str(found / state.STATE))
+def _check_recipe(plan: Recipe, checkpoint: Path) -> None:
+    """InputError where a checkpoint is damaged or was made by another recipe."""
+    stored = recipe.check(state.facts(checkpoint)["recipe"], str(checkpoint / state.STATE))
     differing = recipe.changes(stored, plan)
     if differing:
         more = f" (and {len(differing) - 1} more)" if len(differing) > 1 else ""
         raise InputError(
-            f"cannot resume {folder}: {differing[0]}{more}.\n"
+            f"cannot resume {plan.out}: {differing[0]}{more}.\n"
             "Give the value it was started with, or start another run with --set out=..."
         )
-    return found
 
 
 def _same(checkpoint: Path, job: Method, folder: Path) -> None:
@@ -253,51 +232,9 @@ def _same(checkpoint: Path, job: Method, folder: Path) -> None:
             )
 
 
-def _broken(job: Method, batch: Batch, step: int, what: str) -> str:
-    names = job.names(batch)
-    more = f" and {len(names) - 16} more" if len(names) > 16 else ""
-    return (
-        f"{what} at step {step}; the batch was {', '.join(names[:16])}{more}.\n"
-        "Nothing of this step was kept: look at those files, lower optimiser.rate, or use precision float32."
-    )
-
-
 def _preview(job: Method, average: nn.Module, path: Path, step: int) -> None:
     from mezzotint.training.grid import grid
 
     pictures = job.preview(average, step)
     if pictures:
         files.write_with(path, lambda temporary: grid(pictures).save(temporary, format="PNG"))
-
-
-@contextlib.contextmanager
-def _alone(folder: Path) -> Iterator[None]:
-    """Hold the run folder; the lock goes with the process, however that ends. InputError where another run has it."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        handle = open(folder / ".lock", "w")  # noqa: SIM115 (closed below, after the run)
-    except OSError as error:
-        raise InputError(f"cannot write into {folder}: {error.strerror or error}. Choose another folder.") from error
-    with handle:
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise InputError(f"another process is training in {folder}: wait for it, or stop it first.") from error
-        yield
-
-
-@contextlib.contextmanager
-def _stop_signals() -> Iterator[threading.Event]:
-    """Ctrl-C and a polite kill ask the loop to finish its step, save once, and end; repeating them changes nothing."""
-    stopped = threading.Event()
-    if threading.current_thread() is not threading.main_thread():
-        yield stopped
-        return
-    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
-    for number in before:
-        signal.signal(number, lambda *_: stopped.set())
-    try:
-        yield stopped
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
