@@ -1,4 +1,4 @@
-"""Which part of each training image is repainted: procedural masks, masks from files, or both."""
+"""Which part of each training image is repainted, and which part of it the loss looks at: masks drawn or from files."""
 
 from __future__ import annotations
 
@@ -26,17 +26,17 @@ def bank(plan: Inpaint, seed: int, width: int, height: int) -> Tensor:
     return torch.from_numpy(np.stack(drawn))[:, None]
 
 
-def check(plan: Inpaint, images: ImageFolder) -> None:
-    """InputError where masks from files are asked for and images have none."""
-    without = int((images.mask_of == NO_LABEL).sum())
-    if plan.source == "file" and without:
-        name = images.names[int((images.mask_of == NO_LABEL).nonzero()[0])]
+def check(plan: Inpaint, *buckets: ImageFolder) -> None:
+    """InputError where masks from files are asked for and images, in all the buckets of a folder, have none."""
+    total = sum(len(images) for images in buckets)
+    bare = [images.names[i] for images in buckets for i in (images.mask_of == NO_LABEL).nonzero().flatten().tolist()]
+    if plan.source == "file" and bare:
         raise InputError(
-            f'inpaint.source is "file", and {without} of {len(images)} images of {images.folder} have no mask,'
-            f' {name} first. Add masks, remove the lines, or use "both".'
+            f'inpaint.source is "file", and {len(bare)} of {total} images of {buckets[0].folder} have no mask,'
+            f' {bare[0]} first. Add masks, remove the lines, or use "both".'
         )
-    if plan.source == "both" and without == len(images):
-        raise InputError(f'inpaint.source is "both", and no image of {images.folder} has a mask. Use "procedural".')
+    if plan.source == "both" and len(bare) == total:
+        raise InputError(f'inpaint.source is "both", and no image of {buckets[0].folder} has a mask. Use "procedural".')
     if plan.dilation[0] > plan.dilation[1]:
         raise InputError(f"inpaint.dilation must be two rising numbers of pixels, not {list(plan.dilation)}")
 
@@ -70,6 +70,18 @@ def draw(
             covered = (chosen[i] & own).sum() / own.sum()
             keeps[i] = float(covered) >= plan.label_overlap
     return chosen.float(), keeps
+
+
+def inside(images: ImageFolder, index: Tensor, flips: list[tuple[int, ...]], factor: int) -> Tensor:
+    """Share (B, 1, H / factor, W / factor) of each latent cell that the image's own mask covers, mirrored as the image.
+
+    An image without a mask is inside everywhere. `factor`: how many pixels a latent cell spans.
+    """
+    whole = torch.ones((len(index), 1, *images.bytes.shape[-2:]))
+    for i, place in enumerate(images.mask_of[index].tolist()):
+        if place != NO_LABEL:
+            whole[i] = images.masks[place].flip(flips[i])
+    return F.avg_pool2d(whole, factor)
 
 
 def dilate(mask: Tensor, radius: int) -> Tensor:
