@@ -259,8 +259,21 @@ def read_contract(path: Path) -> Contract:
         raise InputError(f"{path}: {error}") from error
 
 
-def write_contract(contract: Contract, folder: Path) -> Path:
-    """Write contract.json into a model folder, atomically."""
+def read_adapter_contract(folder: Path) -> AdapterContract | None:
+    """Read contract.json in the folder of an addition, None where it has none; InputError says which field is wrong."""
+    path = Path(folder) / FILE
+    if not path.is_file():
+        return None
+    try:
+        return AdapterContract.model_validate_json(path.read_bytes())
+    except ValidationError as error:
+        raise InputError(f"{path}: {_explain(error, AdapterContract)}") from error
+    except (OSError, InputError) as error:
+        raise InputError(f"{path}: {error}") from error
+
+
+def write_contract(contract: Contract | AdapterContract, folder: Path) -> Path:
+    """Write contract.json into the folder of a model or of an addition, atomically."""
     return write_text(Path(folder) / FILE, contract.model_dump_json(indent=2) + "\n")
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from mezzotint.errors import InputError
 
-MARK = "model_index.json"
+MARKS = ("model_index.json", "contract.json")  # of a model, of a control network
 
 
 def write_folder(path: Path, fill: Callable[[Path], object]) -> Path:
@@ -20,7 +20,8 @@ def write_folder(path: Path, fill: Callable[[Path], object]) -> Path:
     or the disk is full; what was there before then stays.
     """
     path = Path(path).absolute()
-    if path.exists() and not (path / MARK).is_file() and not (path.is_dir() and not any(path.iterdir())):
+    ours = any((path / mark).is_file() for mark in MARKS)
+    if path.exists() and not ours and not (path.is_dir() and not any(path.iterdir())):
         raise InputError(f"{path} exists and is not a model folder: choose another place")
     fresh: Path | None = None
     try:

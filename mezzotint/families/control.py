@@ -1,4 +1,4 @@
-"""Control networks: read from either layout, checked against the model, put in front of its backbone."""
+"""Control networks: read from either layout, checked against the model, put in front of its backbone, and written."""
 
 from __future__ import annotations
 
@@ -12,17 +12,22 @@ from torch import Tensor, nn
 
 from mezzotint.backbones.controlnet import Controlled, ControlNetConfig
 from mezzotint.backbones.mmdit_controlnet import MMDiTControlNetConfig
-from mezzotint.checkpoints import open_tensors
+from mezzotint.checkpoints import open_tensors, write_folder, write_sharded
 from mezzotint.checkpoints.layouts.controlnet import controlnet, controlnet_config
 from mezzotint.checkpoints.layouts.mmdit import mmdit_controlnet, mmdit_controlnet_config
 from mezzotint.codec import LatentSpace
+from mezzotint.contract import FILE, AdapterContract, check_adapter, read_adapter_contract, write_contract
 from mezzotint.errors import InputError
 from mezzotint.families.assemble import built
 from mezzotint.families.materials import Material, Section, folder_part, section_part
 from mezzotint.families.model import Model, working
-from mezzotint.families.parts import CONTROLS, configured
+from mezzotint.families.parts import CONTROLS, configured, kind_of
+from mezzotint.files import write_json
+from mezzotint.images import grey
+from mezzotint.layers.config import write_config
 
 HINTED = Section("", controlnet_config, lambda config: controlnet(ControlNetConfig.from_config(config)))
+STEM = "diffusion_pytorch_model"
 JOINT = Section("", mmdit_controlnet_config, lambda config: mmdit_controlnet(MMDiTControlNetConfig.from_config(config)))
 
 
@@ -49,10 +54,39 @@ def single(path: Path) -> Material:
     raise InputError(f"{path} is no control network in an original layout: give a folder with config.json instead")
 
 
-def controlled(model: Model, networks: Sequence[tuple[str | Path, float]]) -> Model:
-    """The model with control networks in front of its backbone; InputError where one was made for another backbone."""
-    loaded = [load_control(path, model.dtype).to(model.device) for path, _ in networks]
+def controlled(model: Model, networks: Sequence[tuple[str | Path | nn.Module, float]]) -> Model:
+    """The model with control networks in front of its backbone, each a path, or a network in training itself.
+
+    InputError where one was made for another backbone, or was trained under another process or latent space.
+    """
+    loaded: list[nn.Module] = []
+    for network, _ in networks:
+        if not isinstance(network, nn.Module):
+            check(model, Path(network))
+            network = load_control(network, model.dtype).to(model.device)
+        loaded.append(network)
     return replace(model, backbone=Controlled(model.backbone, loaded, [scale for _, scale in networks]))
+
+
+def check(model: Model, path: Path) -> None:
+    """Refuse a control network whose own contract does not fit the model's; published ones come without."""
+    contract = read_adapter_contract(path)
+    if contract is not None:
+        base_at = model.path / FILE if model.path and (model.path / FILE).is_file() else model.path
+        check_adapter(model.contract, base_at or Path("the model"), contract, path / FILE)
+
+
+def save_control(network: nn.Module, contract: AdapterContract, path: str | Path) -> Path:
+    """Write the folder of a control network, whole or not at all: config.json, weights, contract.json."""
+    name, _ = kind_of(CONTROLS, network)
+    config: Any = network.config
+
+    def write(folder: Path) -> None:
+        write_json(folder / "config.json", write_config(config, name))
+        write_sharded(folder, STEM, {key: tensor.detach() for key, tensor in network.state_dict().items()})
+        write_contract(contract, folder)
+
+    return write_folder(Path(path), write)
 
 
 def hints(model: Model, pictures: Sequence[Tensor]) -> list[Tensor]:
@@ -63,11 +97,14 @@ def hints(model: Model, pictures: Sequence[Tensor]) -> list[Tensor]:
 
 
 def shown(model: Model, network: Any, picture: Tensor) -> Tensor:
-    """Latents are scaled for all, and shifted for those networks alone that were trained so."""
+    """Latents are scaled for all, and shifted for those networks alone that were trained so.
+
+    Pictures have three colours; a network, or a model whose latents are asked for, that knows one gets their grey.
+    """
     if network.hint == "pixels":
-        return (picture + 1) / 2
+        return ((grey(picture) if network.config.conditioning_channels == 1 else picture) + 1) / 2
     if network.config.extra_conditioning_channels:
         raise InputError("a control network that repaints needs a mask beside its picture, which cannot be given here")
     space = model.codec.space
-    latents = model.codec.encode(picture)
+    latents = model.codec.encode(grey(picture) if model.codec.pixel_channels == 1 else picture)
     return latents if network.config.hint_shift else LatentSpace(space.scale).to_backbone(space.to_autoencoder(latents))

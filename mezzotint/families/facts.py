@@ -13,7 +13,7 @@ from mezzotint.adapters import describe, is_adapter
 from mezzotint.adapters.textual_inversion import summary
 from mezzotint.checkpoints import find_weights, open_tensors, read_json, read_metadata, read_shapes
 from mezzotint.checkpoints.header import Shapes as Stored
-from mezzotint.contract import AdapterContract
+from mezzotint.contract import AdapterContract, read_adapter_contract
 from mezzotint.errors import InputError
 from mezzotint.families.adapt import LORA, PEFT
 from mezzotint.families.control import single
@@ -194,13 +194,15 @@ def addition(path: Path) -> dict[str, Any] | None:
 def control_facts(material: Material) -> dict[str, Any]:
     """A control network: which backbones it fits, and what it is shown."""
     network: Any = built(material)
-    config = network.config
+    config = getattr(network.config, "unet", network.config)
     fits = {
         name: getattr(config, name)
         for name in ("in_channels", "cross_attention_dim", "joint_attention_dim", "block_out_channels", "num_layers")
         if getattr(config, name, None) is not None
     }
-    return {"kind": "control network", **part_facts(material), "shown": network.hint, "made_for": fits}
+    contract = read_adapter_contract(material.at) if material.at.is_dir() else None
+    ours = {} if contract is None else {"contract": contract.model_dump(mode="json", exclude={"version", "kind"})}
+    return {"kind": "control network", **part_facts(material), "shown": network.hint, "made_for": fits, **ours}
 
 
 def stored_facts(shapes: Stored) -> dict[str, Any]:

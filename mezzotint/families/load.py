@@ -14,6 +14,7 @@ from mezzotint.families.assemble import assemble
 from mezzotint.families.family import Asked, Family
 from mezzotint.families.materials import INDEX, Materials, read_folder, read_original, shapes_of
 from mezzotint.families.model import Model
+from mezzotint.families.parts import CONTROLS
 from mezzotint.families.registry import FAMILIES
 from mezzotint.process import Prediction
 
@@ -49,7 +50,7 @@ def load(
 
 def is_native(path: Path) -> bool:
     """Whether a path is a folder that Mezzotint's training wrote."""
-    if (path / FILE).is_file():
+    if (path / FILE).is_file() and not (path / "config.json").is_file():  # a control network has both
         return True
     return (path / INDEX).is_file() and read_json(path / INDEX).get("_class_name") == native.MARK
 
@@ -79,6 +80,9 @@ def described(materials: Materials) -> str:
     name = materials.index.get("_class_name")
     if name:
         return f"a folder of {name}, which is no family known here"
+    kinds = {part.kind for part in materials.parts.values()}
+    if kinds and kinds <= CONTROLS.keys():
+        return "a control network: give it with --control, to a model"
     if materials.parts:
         found = ", ".join(
             f"{part} ({material.kind or 'of unknown class'})" for part, material in materials.parts.items()
