@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from mezzotint.adapters import read_words
+from mezzotint.adapters import read_words, write_words
 from mezzotint.adapters.textual_inversion import family
 from mezzotint.errors import InputError
 
@@ -67,6 +67,27 @@ def test_two_encoders_have_vectors_each(names: tuple[str, str]) -> None:
     assert family(data) == "Stable Diffusion XL"
 
 
+def test_t5_learns_a_word_where_the_file_and_the_model_have_it() -> None:
+    data, three = {"clip_l": ROWS, "clip_g": WIDE}, {**SDXL, "text_encoder_3": 4096}
+    wide = torch.randn(2, 4096)
+    assert read_words(data, "plate", three)["plate"].keys() == SDXL.keys()
+    for name in ("t5", "t5xxl", "text_encoders_2", "text_encoder_3"):
+        found = read_words({**data, name: wide}, "plate", three)["plate"]
+        assert found.keys() == three.keys() and torch.equal(found["text_encoder_3"], wide)
+        assert read_words({**data, name: wide}, "plate", SDXL)["plate"].keys() == SDXL.keys()  # T5 was left out
+
+
+@pytest.mark.parametrize(
+    "encoders", [("text_encoder",), ("bert",), ("text_encoder", "text_encoder_2", "text_encoder_3")]
+)
+def test_what_is_written_is_read_again(encoders: tuple[str, ...]) -> None:
+    vectors = {part: torch.randn(2, 8 + i) for i, part in enumerate(encoders)}
+    written = write_words({"<plate>": vectors})
+    assert list(written) == (["<plate>"] if len(encoders) == 1 else ["clip_l", "clip_g", "t5"])
+    found = read_words(written, "<plate>", {part: matrix.shape[1] for part, matrix in vectors.items()})
+    assert all(torch.equal(found["<plate>"][part], matrix) for part, matrix in vectors.items())
+
+
 def test_several_words_in_one_file() -> None:
     found = read_words({"<a>": ROWS[:1], "<b>": ROWS}, "file", SD1)
     assert [len(vectors["text_encoder"]) for vectors in found.values()] == [1, 3]
@@ -80,7 +101,8 @@ def test_several_words_in_one_file() -> None:
         ({"<plate>": torch.ones(2, 1024)}, SD1, "Stable Diffusion 2.x"),
         ({"clip_l": ROWS, "clip_g": WIDE}, SD1, "768 and 1280 numbers.*Stable Diffusion XL"),
         ({"<plate>": torch.ones(2, 99)}, SD1, "another model"),
-        ({"clip_l": ROWS, "t5": WIDE}, SDXL, "'t5'"),
+        ({"clip_l": ROWS, "llama": WIDE}, SDXL, "'llama'"),
+        ({"clip_l": ROWS, "t5": WIDE}, SDXL, "no vectors for clip_g"),
         ({}, SD1, "empty"),
         ({"weight": torch.ones(2, 3, 4)}, SD1, "no textual inversion"),
         ({"step": 3}, SD1, "no textual inversion"),

@@ -75,6 +75,10 @@ def encoder(tmp_path: Path) -> clip.Clip:
     return clip.load_folder(tmp_path / "text_encoder", tmp_path / "tokenizer", pooling="end")
 
 
+def by(folder: str, rows: dict[str, torch.Tensor]) -> dict[str, dict[str, torch.Tensor]]:
+    return {word: {folder: vectors} for word, vectors in rows.items()}
+
+
 PROMPTS = ["a <crack> on the cell", "<dark>", "the cell", "a <dark> <crack>, the <crack>"]
 
 
@@ -99,7 +103,7 @@ def test_new_words_are_read_as_textual_inversions_are(encoder: clip.Clip, tmp_pa
         pipeline.load_textual_inversion({word: vectors}, token=word)
     theirs = pipeline.encode_prompt(PROMPTS, "cpu", 1, False)[0]
     before = encoder.encode(PROMPTS)
-    found = encoder.with_tokens(rows)
+    found = encoder.with_words(by("text_encoder", rows))
     ours = found.encode(PROMPTS)
     assert ours.tokens is not None and before.tokens is not None
     assert relative(ours.tokens, theirs) < 1e-5
@@ -108,7 +112,8 @@ def test_new_words_are_read_as_textual_inversions_are(encoder: clip.Clip, tmp_pa
     again = encoder.encode(PROMPTS)  # the encoder that was given the words has not learnt them
     assert again.tokens is not None and torch.equal(again.tokens, before.tokens)
     kept, held = dict(encoder.network.named_parameters()), dict(found.network.named_parameters())
-    assert {name for name in kept if kept[name] is not held[name]} == {"text_model.embeddings.token_embedding.weight"}
+    assert all(held.pop(name) is tensor for name, tensor in kept.items())
+    assert list(held) == ["text_model.embeddings.token_embedding.rows"]
     assert found.readings()[0].digest != encoder.readings()[0].digest
 
     found.save(tmp_path / "saved")
@@ -118,25 +123,25 @@ def test_new_words_are_read_as_textual_inversions_are(encoder: clip.Clip, tmp_pa
 
 
 def test_words_can_be_added_one_after_the_other(encoder: clip.Clip) -> None:
-    first, second = torch.randn(2, 32), torch.randn(1, 32)
-    stepwise = encoder.with_tokens({"<crack>": first}).with_tokens({"<dark>": second}).encode(PROMPTS)
-    at_once = encoder.with_tokens({"<crack>": first, "<dark>": second}).encode(PROMPTS)
-    assert stepwise.tokens is not None and at_once.tokens is not None and torch.equal(stepwise.tokens, at_once.tokens)
+    rows = by("text_encoder", {"<crack>": torch.randn(2, 32), "<dark>": torch.randn(1, 32)})
+    first, second = ({word: vectors} for word, vectors in rows.items())
+    stepwise, at_once = encoder.with_words(first).with_words(second), encoder.with_words(rows)
+    one, other = stepwise.encode(PROMPTS).tokens, at_once.encode(PROMPTS).tokens
+    assert one is not None and other is not None and torch.equal(one, other)
+    assert stepwise.readings() == at_once.readings()
 
 
 def test_several_encoders_learn_a_word_together(encoder: clip.Clip, tmp_path: Path) -> None:
     tiny_clip(tmp_path / "text_encoder_2", 48, projection=24, heads=3, eos=2)
     second = clip.load_folder(tmp_path / "text_encoder_2", tmp_path / "tokenizer", layer=-2, pooling="projection")
-    rows = (torch.randn(2, 32), torch.randn(2, 48))
-    found = Joint((encoder, second)).with_tokens({"<crack>": rows}).encode(PROMPTS)
-    alone = [
-        part.with_tokens({"<crack>": row}).encode(PROMPTS) for part, row in zip((encoder, second), rows, strict=True)
-    ]
+    rows = {"text_encoder": torch.randn(2, 32), "text_encoder_2": torch.randn(2, 48)}
+    found = Joint((encoder, second)).with_words({"<crack>": rows}).encode(PROMPTS)
+    alone = [part.with_words({"<crack>": rows}).encode(PROMPTS) for part in (encoder, second)]
     tokens, pooled = ([getattr(part, name) for part in alone] for name in ("tokens", "pooled"))
     assert found.tokens is not None and torch.equal(found.tokens, torch.cat(tokens, -1))
     assert found.pooled is not None and torch.equal(found.pooled, torch.cat(pooled, -1))
     with pytest.raises(InputError, match="as many vectors for each of 2 encoders"):
-        Joint((encoder, second)).with_tokens({"<crack>": (rows[0], rows[1][:1])})
+        Joint((encoder, second)).with_words({"<crack>": rows | {"text_encoder_2": rows["text_encoder_2"][:1]}})
 
 
 @pytest.mark.parametrize(
@@ -151,7 +156,7 @@ def test_several_encoders_learn_a_word_together(encoder: clip.Clip, tmp_path: Pa
 )
 def test_words_that_cannot_be_added_are_refused(encoder: clip.Clip, rows: dict[str, torch.Tensor], says: str) -> None:
     if not says:
-        encoder.with_tokens(rows)  # capitals are letters of their own in a new word
+        encoder.with_words(by("text_encoder", rows))  # capitals are letters of their own in a new word
         return
     with pytest.raises(InputError, match=says):
-        encoder.with_tokens(rows)
+        encoder.with_words(by("text_encoder", rows))

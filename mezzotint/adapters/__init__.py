@@ -5,7 +5,7 @@ from mezzotint.adapters.keys import is_adapter
 from mezzotint.adapters.lowrank import BACKBONE, Adapter, Facts, LowRank
 from mezzotint.adapters.places import modules_of
 from mezzotint.adapters.read import describe, read
-from mezzotint.adapters.textual_inversion import read_words
+from mezzotint.adapters.textual_inversion import read_words, write_words
 from mezzotint.adapters.write import to_diffusers, to_kohya, to_peft
 
 __all__ = [
@@ -23,4 +23,5 @@ __all__ = [
     "to_diffusers",
     "to_kohya",
     "to_peft",
+    "write_words",
 ]

@@ -10,15 +10,22 @@ from torch import Tensor
 
 from mezzotint.errors import InputError
 
-Vectors = dict[str, Tensor]  # (n, D) by text encoder: text_encoder, text_encoder_2
+Vectors = dict[str, Tensor]  # (n, D) by text encoder: text_encoder, text_encoder_2, text_encoder_3
 
-# The names that files of several encoders give them.
+# The names that files of several encoders give them; the first one of each is what we write.
 ENCODERS = {
     "clip_l": "text_encoder",
     "clip_g": "text_encoder_2",
+    "t5": "text_encoder_3",
+    "t5xxl": "text_encoder_3",
     "text_encoders_0": "text_encoder",
     "text_encoders_1": "text_encoder_2",
+    "text_encoders_2": "text_encoder_3",
+    "text_encoder": "text_encoder",
+    "text_encoder_2": "text_encoder_2",
+    "text_encoder_3": "text_encoder_3",
 }
+T5 = "text_encoder_3"  # reads the letters of a word that has no vectors for it, and may be left out of a model
 FAMILIES = {
     (768,): "Stable Diffusion 1.x",
     (1024,): "Stable Diffusion 2.x",
@@ -32,10 +39,23 @@ def read_words(data: Mapping[str, Any] | Tensor, name: str, encoders: Mapping[st
 
     `data` is the file as loaded, `name` the word where the file has none (its own name without the ending), `encoders`
     the width of the token embeddings of each encoder that can take words, by part. Known forms: {word: vectors} as in
-    learned_embeds; the web interface's string_to_param and emb_params; clip_l and clip_g for two encoders.
+    learned_embeds; the web interface's string_to_param and emb_params; clip_l and clip_g for two encoders, with t5
+    for three, or their folders' names. Vectors for T5 are used where both the file and the model have it.
     InputError where the widths are another family's, naming it.
     """
     return {word: _placed(word, vectors, encoders) for word, vectors in _words(data, name).items()}
+
+
+def write_words(words: Mapping[str, Vectors]) -> dict[str, Tensor]:
+    """The tensors of an embedding file: {word: (n, D)} of one encoder, and {encoder: (n, D)} of one word for several.
+
+    ValueError for several words of several encoders, for which there is no published form.
+    """
+    if all(len(vectors) == 1 for vectors in words.values()):
+        return {word: next(iter(vectors.values())).contiguous() for word, vectors in words.items()}
+    ((_, vectors),) = words.items()
+    published = {part: key for key, part in reversed(ENCODERS.items())}
+    return {published[part]: matrix.contiguous() for part, matrix in vectors.items()}
 
 
 def family(data: Mapping[str, Any] | Tensor) -> str | None:
@@ -96,8 +116,12 @@ def _placed(word: str, vectors: Vectors, encoders: Mapping[str, int]) -> Vectors
         vectors = {next(iter(encoders)): vectors[""]}
     # the refiner reads with the second encoder of the base model, so the base's words serve it as well
     found = {part: matrix for part, matrix in vectors.items() if part in encoders}
-    surplus = len(found) < len(vectors) and "text_encoder" in encoders
-    if surplus or {part: matrix.shape[1] for part, matrix in found.items()} != dict(encoders):
+    surplus = bool(vectors.keys() - found.keys() - {T5}) and "text_encoder" in encoders
+    needed = {part: width for part, width in encoders.items() if part != T5 or part in found}
+    ours = [key for key, part in ENCODERS.items() if part in needed and part not in found]
+    if found and not surplus and ours:
+        raise InputError(f"the word '{word}' has no vectors for {ours[0]}, which this model reads as well.")
+    if surplus or {part: matrix.shape[1] for part, matrix in found.items()} != needed:
         widths = tuple(matrix.shape[1] for matrix in vectors.values())
         fits = FAMILIES.get(widths, "another model")
         wanted = " and ".join(map(str, encoders.values()))

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor, nn
+from torch import Tensor
 
 from mezzotint.adapters import BACKBONE, Adapter, attach, merge, modules_of, read, read_words
 from mezzotint.checkpoints import find_weights, open_tensors, read_metadata
 from mezzotint.checkpoints.keymap import Entry
 from mezzotint.checkpoints.pickles import SUFFIXES, read_record
+from mezzotint.contract import AdapterContract, check_adapter
 from mezzotint.errors import InputError
 from mezzotint.families.latent import WORDS as PREDICTIONS
 from mezzotint.families.model import Model
@@ -20,8 +21,6 @@ from mezzotint.families.parts import BACKBONES, kind_of
 from mezzotint.families.registry import FAMILIES
 from mezzotint.layers.config import write_config
 from mezzotint.text import TextEncoder
-from mezzotint.text.clip import Clip
-from mezzotint.text.joint import Joint
 
 PEFT, HEADER = "adapter_model", "adapter_config.json"  # weights and settings in a folder that peft writes
 LORA, WORDS = ("pytorch_lora_weights", PEFT), ("learned_embeds",)  # files in folders of adapters
@@ -46,14 +45,15 @@ def adapted(
     change = merge if merged else attach
     text = model.text
     if text is not None:
-        text = with_networks(text, {name: change(net, name, adapters) for name, net in text.networks.items()})
+        text = text.with_networks({name: change(net, name, adapters) for name, net in text.networks.items()})
     return replace(model, backbone=change(model.backbone, BACKBONE, adapters), text=text)
 
 
 def read_lora(model: Model, path: Path) -> Adapter:
     """An adapter for the model from its file, or from the folder that peft or diffusers writes.
 
-    InputError names what does not fit, and the family that the adapter is for.
+    InputError names what does not fit, and the family that the adapter is for: its contract, where it has one of ours,
+    then its matrices, then what other trainers noted about the prediction.
     """
     file = find_weights(inside(path, LORA, "LoRA"))
     metadata = read_metadata(file) if file.suffix == ".safetensors" else {}
@@ -63,6 +63,9 @@ def read_lora(model: Model, path: Path) -> Adapter:
     if model.text is not None:
         modules |= {name: modules_of(network) for name, network in model.text.networks.items()}
     try:
+        contract = AdapterContract.from_header(metadata)
+        if contract is not None:
+            check_adapter(model.contract, model.path or Path("the model"), contract, path)
         adapter = read(open_tensors(file), metadata, modules, {BACKBONE: original_names(model)})
     except InputError as error:
         raise InputError(f"{path}: {error}") from error
@@ -98,35 +101,25 @@ def original_names(model: Model) -> list[Entry]:
 
 
 def with_words(model: Model, files: Sequence[Path]) -> TextEncoder:
-    """The text encoder with the words of the files."""
-    text = model.text
-    clips = text.clips if isinstance(text, Joint) else (text,)
-    known = tuple(clip for clip in clips if isinstance(clip, Clip))
-    if text is None or not known:
-        raise InputError(f"a {model.family} model's text encoder takes no new words: leave the embeddings out")
-    widths = {clip.folder: clip.width for clip in known}
+    """The text encoder with the words of the files.
+
+    A file with a contract is checked against the model's, and says its word where its tensors are named by encoder.
+    """
+    if model.text is None:
+        raise InputError(f"a {model.family} model reads no text: leave the embeddings out")
+    widths = {folder: table.shape[1] for folder, table in model.text.tables().items()}
     words: dict[str, dict[str, Tensor]] = {}
     for file in (inside(file, WORDS, "embedding") for file in files):
+        pickled = file.suffix.lower() in SUFFIXES
         try:
-            content = read_record(file) if file.suffix.lower() in SUFFIXES else open_tensors(file)
-            found = read_words(content, file.stem, widths)
+            contract = AdapterContract.from_header({} if pickled else read_metadata(file))
+            name = contract.words[0] if contract and contract.words else file.stem
+            found = read_words(read_record(file) if pickled else open_tensors(file), name, widths)
         except InputError as error:
             raise InputError(f"{file}: {error}") from error
+        if contract is not None:
+            check_adapter(model.contract, model.path or Path(model.family), contract, file)
         if twice := found.keys() & words.keys():
             raise InputError(f"{file} gives a word that another file has given: {sorted(twice)[0]}")
         words |= found
-    if isinstance(text, Joint):
-        return text.with_tokens({word: [rows[clip.folder] for clip in known] for word, rows in words.items()})
-    return known[0].with_tokens({word: rows[known[0].folder] for word, rows in words.items()})
-
-
-def with_networks(text: TextEncoder, networks: Mapping[str, nn.Module]) -> TextEncoder:
-    """The same encoder with other networks in the places of its own."""
-
-    def exchanged(part: Any) -> Any:
-        folder = getattr(part, "folder", None)
-        return replace(part, network=networks[folder]) if isinstance(folder, str) and folder in networks else part
-
-    if isinstance(text, Joint):
-        return replace(text, clips=tuple(map(exchanged, text.clips)), t5=exchanged(text.t5))
-    return exchanged(text)
+    return model.text.with_words(words)

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import torch
 from torch import Tensor, nn
@@ -14,8 +14,11 @@ from torch.nn import functional as F
 from mezzotint.conditioning import Conditioning
 from mezzotint.errors import InputError
 from mezzotint.text.encoder import Reading
+from mezzotint.text.rows import Words, grown, size, vectors_at, whole
 from mezzotint.text.vocabulary import Vocabulary, open_tokenizer
 from mezzotint.text.weights import digest, fill, read_folder, write_folder
+
+TABLE = "model.embed_tokens"  # of token vectors
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,14 +123,34 @@ class Bert:
         """The one network, by its folder."""
         return {self.folder: self.network}
 
+    def with_networks(self, networks: Mapping[str, nn.Module]) -> Bert:
+        """The same encoder with another network in its place, where there is one for its folder."""
+        return replace(self, network=cast("Any", networks.get(self.folder, self.network)))
+
+    def tables(self) -> Mapping[str, Tensor]:
+        """The one table of token vectors, by its folder."""
+        return {self.folder: cast("Tensor", self.network.get_submodule(TABLE).weight)}
+
+    def vectors(self, text: str) -> Mapping[str, Tensor]:
+        """The vectors of the tokens of a text, by folder."""
+        return {self.folder: vectors_at(self.network, TABLE, self.vocabulary.known(text))}
+
+    def with_words(self, words: Words) -> Bert:
+        """The same encoder with new words; this one stays as it is."""
+        network, vocabulary = grown(self.network, TABLE, self.vocabulary, words, self.folder, self.name)
+        return replace(self, network=network, vocabulary=vocabulary)
+
     def readings(self, digests: bool = True) -> tuple[Reading, ...]:
         """The last layer, 77 tokens, the padding token."""
         settings = {"encoder_attention_heads": self.network.config.encoder_attention_heads}
-        found = digest(settings, self.network, self.vocabulary.words()) if digests else ""
+        found = digest(settings, whole(self.network), self.vocabulary.words()) if digests else ""
         padding = self.vocabulary.tokenizer.convert_ids_to_tokens(self.vocabulary.pad)
         return (Reading(self.name, found, (-1,), self.vocabulary.length, padding, "none", self.width),)
 
-    @torch.no_grad()
+    def lengths(self, prompts: Sequence[str]) -> list[int]:
+        """Tokens that each prompt takes, start and end included, nothing cut."""
+        return self.vocabulary.lengths(prompts)
+
     def encode(self, prompts: Sequence[str], chunked: bool = False) -> Conditioning:
         """tokens (B, 77, D); a longer prompt is cut with a warning, never read in pieces."""
         if chunked:
@@ -148,7 +171,8 @@ class Bert:
         """Write bert and tokenizer."""
         own = {"architectures": ["LDMBertModel"], "model_type": "ldmbert", "activation_function": "gelu"}
         config = {**(self.settings or {}), **own, **asdict(self.network.config)}
-        write_folder(Path(root) / self.folder, config, self.network.state_dict())
+        config["vocab_size"] = size(self.network, TABLE)
+        write_folder(Path(root) / self.folder, config, whole(self.network))
         self.vocabulary.save(Path(root) / "tokenizer")
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import torch
 from torch import Tensor, nn
@@ -14,10 +14,12 @@ from mezzotint.conditioning import Conditioning
 from mezzotint.errors import InputError
 from mezzotint.text.clip_network import ClipConfig, ClipText
 from mezzotint.text.encoder import Reading
+from mezzotint.text.rows import Words, grown, size, vectors_at, whole
 from mezzotint.text.vocabulary import Vocabulary, clip_framed, open_tokenizer
 from mezzotint.text.weights import digest, fill, read_folder, write_folder
 
 Pooling = Literal["end", "projection", "none"]
+TABLE = "text_model.embeddings.token_embedding"  # of token vectors
 MODEL = "text_model.embeddings."  # where the names of published files begin
 OUTSIDE = (f"{MODEL}position_ids", "logit_scale")  # stored by some files, no part of the text network
 
@@ -49,9 +51,6 @@ class Clip:
             raise InputError(f"{self.name} has no text_projection.weight, which the vector for the whole prompt needs")
         if self.vocabulary.length > config.max_position_embeddings:
             raise InputError(f"{self.name} reads {config.max_position_embeddings} tokens, not {self.vocabulary.length}")
-        largest = max(self.vocabulary.tokenizer.get_vocab().values())
-        if largest >= config.vocab_size:
-            raise InputError(f"the tokenizer of {self.name} knows token {largest}, the network {config.vocab_size}")
         self.width: int = config.hidden_size
         widths = {"end": config.hidden_size, "projection": config.projection_dim, "none": None}
         self.pooled_width: int | None = widths[self.pooling]
@@ -61,11 +60,28 @@ class Clip:
         """The one network, by its folder."""
         return {self.folder: self.network}
 
+    def with_networks(self, networks: Mapping[str, nn.Module]) -> Clip:
+        """The same encoder with another network in its place, where there is one for its folder."""
+        return replace(self, network=cast("Any", networks.get(self.folder, self.network)))
+
+    def tables(self) -> Mapping[str, Tensor]:
+        """The one table of token vectors, by its folder."""
+        return {self.folder: cast("Tensor", self.network.get_submodule(TABLE).weight)}
+
+    def vectors(self, text: str) -> Mapping[str, Tensor]:
+        """The vectors of the tokens of a text, by folder."""
+        return {self.folder: vectors_at(self.network, TABLE, self.vocabulary.known(text))}
+
+    def with_words(self, words: Words) -> Clip:
+        """The same encoder with new words; this one stays as it is."""
+        network, vocabulary = grown(self.network, TABLE, self.vocabulary, words, self.folder, self.name)
+        return replace(self, network=network, vocabulary=vocabulary)
+
     def readings(self, digests: bool = True) -> tuple[Reading, ...]:
         """The layer, the length of a piece, the padding token, the pooling."""
         config = self.network.config
         settings = {key: getattr(config, key) for key in ("num_attention_heads", "hidden_act", "layer_norm_eps")}
-        found = digest(settings, self.network, self.vocabulary.words()) if digests else ""
+        found = digest(settings, whole(self.network), self.vocabulary.words()) if digests else ""
         padding = self.vocabulary.tokenizer.convert_ids_to_tokens(self.vocabulary.pad)
         return (Reading(self.name, found, (self.layer,), self.vocabulary.length, padding, self.pooling, self.width),)
 
@@ -73,11 +89,14 @@ class Clip:
         """tokens (B, N, D) and pooled (B, P) or None; N is 77, or that times the pieces of the longest prompt."""
         return self.encode_pieces(prompts, self.pieces(prompts) if chunked else 1)
 
+    def lengths(self, prompts: Sequence[str]) -> list[int]:
+        """Tokens that each prompt takes, start and end included, nothing cut."""
+        return self.vocabulary.lengths(prompts)
+
     def pieces(self, prompts: Sequence[str]) -> int:
         """Pieces of 75 tokens that the longest prompt needs."""
         return self.vocabulary.pieces(prompts)
 
-    @torch.no_grad()
     def encode_pieces(self, prompts: Sequence[str], pieces: int) -> Conditioning:
         """The prompts in so many pieces, each with start and end of its own, joined on N; pooled from the first."""
         ids = self.vocabulary.rows(prompts, pieces)[0].to(self.network.text_model.final_layer_norm.weight.device)
@@ -103,27 +122,6 @@ class Clip:
         """The same encoder read so many layers earlier ("clip skip"), weights shared."""
         return replace(self, layer=self.layer - layers)
 
-    def with_tokens(self, rows: Mapping[str, Tensor]) -> Clip:
-        """The same encoder with new words, each with one or several rows (n, D); this one stays as it is.
-
-        A word with several rows is read as `<x> <x>_1 ...`, as textual inversion files of several vectors are.
-        """
-        words: list[str] = []
-        for word, vectors in rows.items():
-            if vectors.ndim != 2 or vectors.shape[1] != self.width or not len(vectors):
-                shape = tuple(vectors.shape)
-                raise InputError(
-                    f"the new token {word} has vectors of shape {shape}; {self.name} reads (n, {self.width})"
-                )
-            words += [word, *(f"{word}_{i}" for i in range(1, len(vectors)))]
-        room = self.network.config.vocab_size
-        first = len(self.vocabulary.tokenizer)
-        if first > room:
-            raise InputError(f"{self.name} has {room} rows for {first} tokens, so new ones have no place of their own")
-        vocabulary = self.vocabulary.with_words(words)  # numbered on from the last word; rows that fill up are unused
-        network = self.network.with_rows(torch.cat(list(rows.values())), first)
-        return replace(self, network=network, vocabulary=vocabulary)
-
     def to(self, device: str | torch.device) -> Clip:
         """Move the network, in place."""
         self.network.to(device=torch.device(device))
@@ -138,8 +136,8 @@ class Clip:
         ends = {"bos_token_id": self.vocabulary.start, "eos_token_id": self.vocabulary.end}
         write_folder(
             Path(root) / self.folder,
-            {**ends, **(self.settings or {}), **own, **asdict(config)},
-            self.network.state_dict(),
+            {**ends, **(self.settings or {}), **own, **asdict(config), "vocab_size": size(self.network, TABLE)},
+            whole(self.network),
         )
         self.vocabulary.save(Path(root) / self.folder.replace("text_encoder", "tokenizer"))
 
@@ -192,6 +190,9 @@ def from_tensors(
     network = fill(
         lambda: ClipText(settings, "text_projection.weight" in named), settings.num_hidden_layers, named, dtype, at
     )
+    largest = max(tokenizer.get_vocab().values())
+    if largest >= settings.vocab_size:
+        raise InputError(f"the tokenizer of {name or folder} knows token {largest}, the network {settings.vocab_size}")
     length = min(settings.max_position_embeddings, 77)
     kept = {key: value for key, value in config.items() if not isinstance(value, Mapping)}
     return Clip(

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -78,26 +77,6 @@ class ClipText(nn.Module):
     def norm(self, state: Tensor) -> Tensor:
         """The norm that follows the last layer."""
         return self.text_model.final_layer_norm(state)
-
-    def with_rows(self, rows: Tensor, first: int) -> ClipText:
-        """The same network, other weights shared, with rows (K, D) from number `first` on in place of what is there."""
-        network, model, embeddings = _twin(self), _twin(self.text_model), _twin(self.text_model.embeddings)
-        old = embeddings.token_embedding.weight
-        weight = torch.cat((old[:first].detach(), rows.to(old)))
-        embeddings.token_embedding = nn.Embedding.from_pretrained(weight, freeze=True)
-        model.embeddings, network.text_model = embeddings, model
-        network.config = replace(self.config, vocab_size=len(weight))
-        return network
-
-
-Twin = TypeVar("Twin", bound=nn.Module)
-
-
-def _twin(module: Twin) -> Twin:
-    """The same module, in which one part can be exchanged without the other one's noticing."""
-    twin = copy.copy(module)
-    twin._modules = dict(module._modules)
-    return twin
 
 
 class _Model(nn.Module):

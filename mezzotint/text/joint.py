@@ -15,6 +15,7 @@ from mezzotint.conditioning import Conditioning
 from mezzotint.errors import InputError
 from mezzotint.text.clip import Clip
 from mezzotint.text.encoder import Reading
+from mezzotint.text.rows import Words
 from mezzotint.text.t5 import T5, NoT5
 
 
@@ -41,9 +42,40 @@ class Joint:
         """Every encoder's network, by its folder."""
         return {folder: network for part in self._parts() for folder, network in part.networks.items()}
 
+    def with_networks(self, networks: Mapping[str, nn.Module]) -> Joint:
+        """The same encoders with other networks in the places of their own."""
+        clips = tuple(clip.with_networks(networks) for clip in self.clips)
+        return replace(self, clips=clips, t5=self.t5 and self.t5.with_networks(networks))
+
+    def tables(self) -> Mapping[str, Tensor]:
+        """Every encoder's table of token vectors, by its folder."""
+        return {folder: table for part in self._parts() for folder, table in part.tables().items()}
+
+    def vectors(self, text: str) -> Mapping[str, Tensor]:
+        """The vectors of the tokens of a text in every table, by folder."""
+        return {folder: rows for part in self._parts() for folder, rows in part.vectors(text).items()}
+
+    def with_words(self, words: Words) -> Joint:
+        """The same encoders with new words, as many rows of each for every CLIP; this one stays as it is.
+
+        T5 learns those that have rows for it, and reads the letters of the others.
+        """
+        for word, rows in words.items():
+            counts = [len(rows[clip.folder]) for clip in self.clips if clip.folder in rows]
+            if len(counts) != len(self.clips) or len(set(counts)) != 1:
+                raise InputError(f"the new word {word} needs as many vectors for each of {len(self.clips)} encoders")
+        t5 = self.t5
+        if isinstance(t5, T5) and (own := {word: rows for word, rows in words.items() if t5.folder in rows}):
+            t5 = t5.with_words(own)
+        return replace(self, clips=tuple(clip.with_words(words) for clip in self.clips), t5=t5)
+
     def readings(self, digests: bool = True) -> tuple[Reading, ...]:
         """A reading for each, in order."""
         return tuple(reading for part in self._parts() for reading in part.readings(digests))
+
+    def lengths(self, prompts: Sequence[str]) -> list[int]:
+        """Tokens that each prompt takes in the first CLIP, start and end included, nothing cut; T5 has more room."""
+        return self.clips[0].lengths(prompts)
 
     def encode(self, prompts: Sequence[str], chunked: bool = False) -> Conditioning:
         """tokens (B, N, D) and pooled (B, P); `chunked` lets the CLIPs read in pieces, as many for each of them."""
@@ -64,16 +96,6 @@ class Joint:
     def skipping(self, layers: int) -> Joint:
         """The same encoders with the CLIPs read so many layers earlier ("clip skip")."""
         return replace(self, clips=tuple(clip.skipping(layers) for clip in self.clips))
-
-    def with_tokens(self, rows: Mapping[str, Sequence[Tensor]]) -> Joint:
-        """The same encoders with new words, each with rows (n, D) for every CLIP in order; this one stays as it is."""
-        for word, vectors in rows.items():
-            if len(vectors) != len(self.clips) or len({len(part) for part in vectors}) != 1:
-                raise InputError(f"the new token {word} needs as many vectors for each of {len(self.clips)} encoders")
-        clips = tuple(
-            clip.with_tokens({word: vectors[i] for word, vectors in rows.items()}) for i, clip in enumerate(self.clips)
-        )
-        return replace(self, clips=clips)
 
     def to(self, device: str | torch.device) -> Joint:
         """Move all networks, in place."""

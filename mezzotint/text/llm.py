@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import torch
 from torch import Tensor, nn
@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from mezzotint.conditioning import Conditioning
 from mezzotint.errors import InputError
 from mezzotint.text.encoder import Reading
+from mezzotint.text.rows import Words, grown, learned, vectors_at, whole
 from mezzotint.text.vocabulary import Vocabulary, open_tokenizer
 from mezzotint.text.weights import MISSING, digest, fill, read_folder, write_folder
 
@@ -21,6 +22,7 @@ PREFIXES = ("language_model.model.", "model.language_model.", "model.")  # of th
 SETTINGS = (
     "num_attention_heads", "num_key_value_heads", "head_dim", "hidden_act", "rms_norm_eps", "sliding_window",
 )  # fmt: skip
+TABLE = "embed_tokens"  # of token vectors
 BREAK = chr(10)
 # What FLUX.2 dev was trained to read before every prompt: a constant of the weights, like a special token.
 MISTRAL_SYSTEM = (
@@ -79,16 +81,36 @@ class LanguageModel:
         """The one network, by its folder."""
         return {self.folder: self.network}
 
+    def with_networks(self, networks: Mapping[str, nn.Module]) -> LanguageModel:
+        """The same encoder with another network in its place, where there is one for its folder."""
+        return replace(self, network=cast("Any", networks.get(self.folder, self.network)))
+
+    def tables(self) -> Mapping[str, Tensor]:
+        """The one table of token vectors, by its folder."""
+        return {self.folder: cast("Tensor", self.network.get_submodule(TABLE).weight)}
+
+    def vectors(self, text: str) -> Mapping[str, Tensor]:
+        """The vectors of the tokens of a text, by folder."""
+        return {self.folder: vectors_at(self.network, TABLE, self.vocabulary.known(text))}
+
+    def with_words(self, words: Words) -> LanguageModel:
+        """The same encoder with new words; this one stays as it is."""
+        network, vocabulary = grown(self.network, TABLE, self.vocabulary, words, self.folder, self.name)
+        return replace(self, network=network, vocabulary=vocabulary)
+
     def readings(self, digests: bool = True) -> tuple[Reading, ...]:
         """The layers; padding is masked inside the language model, but the backbone sees its states."""
         config = self.network.config
         theta = (getattr(config, "rope_parameters", None) or {}).get("rope_theta", getattr(config, "rope_theta", None))
         settings = {key: getattr(config, key, None) for key in SETTINGS}
         settings |= {"rope_theta": theta, "before": self.template.before, "after": self.template.after}
-        found = digest(settings, self.network, self.vocabulary.words()) if digests else ""
+        found = digest(settings, whole(self.network), self.vocabulary.words()) if digests else ""
         return (Reading(self.name, found, self.layers, self.vocabulary.length, "mask", "none", self.width),)
 
-    @torch.no_grad()
+    def lengths(self, prompts: Sequence[str]) -> list[int]:
+        """Tokens that each prompt takes, template and all, nothing cut."""
+        return self.vocabulary.lengths([self.template.around(prompt) for prompt in prompts])
+
     def encode(self, prompts: Sequence[str], chunked: bool = False) -> Conditioning:
         """tokens (B, N, layers * D), N the fixed length; a longer prompt is cut with a warning, template and all."""
         if chunked:
@@ -111,7 +133,12 @@ class LanguageModel:
         return self
 
     def save(self, root: Path) -> None:
-        """Write the whole model and its tokenizer, the layers that are never read included."""
+        """Write the whole model and its tokenizer, the layers that are never read included.
+
+        InputError where it has learnt words: its head, which is in the file too, has not.
+        """
+        if learned(self.network):
+            raise InputError(f"{self.name} cannot be written with new words in it: keep those in their own file")
         read = {self.names[name]: tensor for name, tensor in self.network.state_dict().items()}
         write_folder(Path(root) / self.folder, self.settings, {**self.rest, **read})
         self.vocabulary.save(Path(root) / "tokenizer")
@@ -156,7 +183,7 @@ def from_tensors(
     if not isinstance(total, int) or not all(0 <= layer <= total for layer in layers):
         raise InputError(f"{at} has {total} layers, so layers {layers} cannot be read")
     last = max(layers)
-    decoder["num_hidden_layers"] = last
+    decoder |= {"num_hidden_layers": last, "attention_dropout": 0.0}
     if isinstance(decoder.get("layer_types"), list):
         decoder["layer_types"] = decoder["layer_types"][:last]
     prefix = next((p for p in PREFIXES if f"{p}embed_tokens.weight" in tensors), "")

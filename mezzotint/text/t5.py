@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 import torch
 from torch import Tensor, nn
@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from mezzotint.conditioning import Conditioning
 from mezzotint.errors import InputError
 from mezzotint.text.encoder import Reading
+from mezzotint.text.rows import Words, grown, size, vectors_at, whole
 from mezzotint.text.vocabulary import Vocabulary, open_tokenizer
 from mezzotint.text.weights import MISSING, digest, fill, read_folder, write_folder
 
@@ -23,7 +24,8 @@ SETTINGS = (
     "d_kv", "num_heads", "feed_forward_proj", "relative_attention_num_buckets", "relative_attention_max_distance",
     "layer_norm_epsilon",
 )  # fmt: skip
-SHARED, TIED = "shared.weight", "encoder.embed_tokens.weight"  # one table under two names
+TABLE = "encoder.embed_tokens"  # of token vectors, the one that is read
+SHARED, TIED = "shared.weight", f"{TABLE}.weight"  # one table under two names
 
 
 @dataclass
@@ -47,14 +49,34 @@ class T5:
         """The one network, by its folder."""
         return {self.folder: self.network}
 
+    def with_networks(self, networks: Mapping[str, nn.Module]) -> T5:
+        """The same encoder with another network in its place, where there is one for its folder."""
+        return replace(self, network=cast("Any", networks.get(self.folder, self.network)))
+
+    def tables(self) -> Mapping[str, Tensor]:
+        """The one table of token vectors, by its folder."""
+        return {self.folder: cast("Tensor", self.network.get_submodule(TABLE).weight)}
+
+    def vectors(self, text: str) -> Mapping[str, Tensor]:
+        """The vectors of the tokens of a text, by folder."""
+        return {self.folder: vectors_at(self.network, TABLE, self.vocabulary.known(text))}
+
+    def with_words(self, words: Words) -> T5:
+        """The same encoder with new words; this one stays as it is."""
+        network, vocabulary = grown(self.network, TABLE, self.vocabulary, words, self.folder, self.name)
+        return replace(self, network=network, vocabulary=vocabulary)
+
     def readings(self, digests: bool = True) -> tuple[Reading, ...]:
         """The last layer, the length, the padding token."""
         settings = {key: getattr(self.network.config, key) for key in SETTINGS}
-        found = digest(settings, self.network, self.vocabulary.words()) if digests else ""
+        found = digest(settings, self._tensors(), self.vocabulary.words()) if digests else ""
         padding = self.vocabulary.tokenizer.convert_ids_to_tokens(self.vocabulary.pad)
         return (Reading(self.name, found, (-1,), self.vocabulary.length, padding, "none", self.width),)
 
-    @torch.no_grad()
+    def lengths(self, prompts: Sequence[str]) -> list[int]:
+        """Tokens that each prompt takes, start and end included, nothing cut."""
+        return self.vocabulary.lengths(prompts)
+
     def encode(self, prompts: Sequence[str], chunked: bool = False) -> Conditioning:
         """tokens (B, N, D) at the chosen length; a longer prompt is cut with a warning, never read in pieces."""
         if chunked:
@@ -74,9 +96,14 @@ class T5:
     def save(self, root: Path) -> None:
         """Write the network's folder and the tokenizer's: text_encoder_3 and tokenizer_3."""
         config = {**(self.settings or {}), "architectures": ["T5EncoderModel"], "model_type": "t5"}
-        tensors = {name: tensor for name, tensor in self.network.state_dict().items() if name != TIED}
+        config["vocab_size"] = size(self.network, TABLE)
+        tensors = {name: tensor for name, tensor in self._tensors().items() if name != TIED}
         write_folder(Path(root) / self.folder, config, tensors)
         self.vocabulary.save(Path(root) / self.folder.replace("text_encoder", "tokenizer"))
+
+    def _tensors(self) -> dict[str, Tensor]:
+        tensors = whole(self.network)
+        return {**tensors, SHARED: tensors[TIED]}
 
 
 @dataclass
@@ -99,6 +126,26 @@ class NoT5:
     def readings(self, digests: bool = True) -> tuple[Reading, ...]:
         """No network, zeros throughout."""
         return (Reading("none", "", (), self.length, "zeros", "none", self.width),)
+
+    def with_networks(self, networks: Mapping[str, nn.Module]) -> NoT5:
+        """Itself."""
+        return self
+
+    def tables(self) -> Mapping[str, Tensor]:
+        """None."""
+        return {}
+
+    def vectors(self, text: str) -> Mapping[str, Tensor]:
+        """None."""
+        return {}
+
+    def with_words(self, words: Words) -> NoT5:
+        """Itself: zeros stand for every word."""
+        return self
+
+    def lengths(self, prompts: Sequence[str]) -> list[int]:
+        """Nothing is read."""
+        return [0] * len(prompts)
 
     def encode(self, prompts: Sequence[str], chunked: bool = False) -> Conditioning:
         """tokens (B, N, D) of zeros."""
@@ -152,7 +199,8 @@ def from_tensors(
     held = {key: value for key, value in tensors.items() if not key.startswith(("decoder.", "lm_head."))}
     table = held.get(SHARED, held.get(TIED))
     held |= {} if table is None else {SHARED: table, TIED: table}
-    network = fill(lambda: T5EncoderModel(T5Config(**config)), config.get("num_layers", 6), held, dtype, at)
+    still = {**config, "dropout_rate": 0.0}  # where others train with it, too
+    network = fill(lambda: T5EncoderModel(T5Config(**still)), config.get("num_layers", 6), held, dtype, at)
     network.encoder.embed_tokens.weight = network.shared.weight
     vocabulary = Vocabulary(tokenizer, length, tokenizer.pad_token_id, end=tokenizer.eos_token_id)
     return T5(network, vocabulary, folder, name or folder, dict(config))

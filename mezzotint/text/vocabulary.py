@@ -10,7 +10,7 @@ import re
 import shutil
 import tempfile
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from itertools import count, takewhile
@@ -39,17 +39,12 @@ class Vocabulary:
     start: int | None = None
     end: int | None = None
     side: Literal["left", "right"] = "right"  # where padding goes
-    several: Mapping[str, str] = field(init=False)  # a word that stands for several tokens, and what it becomes
+    added: tuple[str, ...] = field(init=False)  # tokens beside the tokenizer's own words
 
     def __post_init__(self) -> None:
         if not getattr(self.tokenizer, "is_fast", False):
             raise InputError(f"{type(self.tokenizer).__name__} cannot say where its tokens are: use a fast tokenizer")
-        added = self.tokenizer.get_added_vocab()
-        more = {
-            word: [f"{word}_{i}" for i in takewhile(lambda i, w=word: f"{w}_{i}" in added, count(1))] for word in added
-        }
-        several = {word: " ".join((word, *rest)) for word, rest in more.items() if rest}
-        object.__setattr__(self, "several", several)
+        object.__setattr__(self, "added", (*self.tokenizer.get_added_vocab(),))
 
     @property
     def room(self) -> int:
@@ -60,13 +55,19 @@ class Vocabulary:
         """Every token and its number, and the padding: what the digest of an encoder is made from."""
         return dict(self.tokenizer.get_vocab()) | {" pad": self.pad}
 
-    def spelled(self, prompt: str) -> str:
-        """The prompt with every learned word that has several rows written out: `<x>` as `<x> <x>_1 ...`."""
-        if not self.several:
-            return prompt
-        longest_first = sorted(self.tokenizer.get_added_vocab(), key=len, reverse=True)
-        pattern = "|".join(map(re.escape, longest_first))
-        return re.sub(pattern, lambda found: self.several.get(found[0], found[0]), prompt)
+    def lengths(self, prompts: Sequence[str]) -> list[int]:
+        """Tokens that each prompt takes, start and end included, nothing cut."""
+        return [len(ids) + self.length - self.room for ids, _, _ in self._read(prompts)]
+
+    def known(self, text: str) -> list[int]:
+        """The tokens of a text, without start and end; InputError where one is unknown, or there is none."""
+        ids, offsets, said = self._read([text])[0]
+        for token, (start, end) in zip(ids, offsets, strict=True):
+            if token == self.tokenizer.unk_token_id:
+                raise InputError(f"the text encoder does not know {said[start:end]!r}, so it cannot say {text!r}")
+        if not ids:
+            raise InputError(f"{text!r} is no word for the text encoder")
+        return ids
 
     def pieces(self, prompts: Sequence[str]) -> int:
         """Rows that the longest prompt needs."""
@@ -99,8 +100,7 @@ class Vocabulary:
         known = sorted({word for word in words} & self.tokenizer.get_vocab().keys())
         if known:
             raise InputError(f"the vocabulary has {known[0]!r} already: choose another name for the new token")
-        tokenizer = copy.deepcopy(self.tokenizer)
-        before = len(tokenizer)
+        tokenizer, before = copy.deepcopy(self.tokenizer), len(self.tokenizer)
         tokenizer.add_tokens(list(words))
         if len(tokenizer) != before + len(words):
             raise InputError(f"these cannot become new tokens, two of them read the same: {', '.join(words)}")
@@ -118,11 +118,23 @@ class Vocabulary:
         return () if token is None else (token,)
 
     def _read(self, prompts: Sequence[str]) -> list[tuple[list[int], list[tuple[int, int]], str]]:
-        spelled = [self.spelled(prompt) for prompt in prompts]
+        said = [spelled(prompt, self.added) for prompt in prompts]
         found = self.tokenizer(
-            spelled, add_special_tokens=False, return_offsets_mapping=True, return_attention_mask=False, verbose=False
+            said, add_special_tokens=False, return_offsets_mapping=True, return_attention_mask=False, verbose=False
         )
-        return list(zip(found["input_ids"], found["offset_mapping"], spelled, strict=True))
+        return list(zip(found["input_ids"], found["offset_mapping"], said, strict=True))
+
+
+def spelled(prompt: str, added: Sequence[str]) -> str:
+    """The prompt with every added word that has several rows written out: `<x>` as `<x><x>_1...`."""
+    known, several = set(added), dict[str, str]()
+    for word in added:
+        rest = [*takewhile(known.__contains__, (f"{word}_{i}" for i in count(1)))]
+        several |= {word: "".join((word, *rest))} if rest else {}
+    if not several:
+        return prompt
+    pattern = "|".join(map(re.escape, sorted(added, key=len, reverse=True)))  # the longest word wins
+    return re.sub(pattern, lambda found: several.get(found[0], found[0]), prompt)
 
 
 def open_tokenizer(kind: str, folder: Path) -> Any:

@@ -83,8 +83,6 @@ def _recompute(module: nn.Module) -> None:
             module._buffers[name] = buffer
 
 
-def digest(settings: Mapping[str, Any], network: nn.Module, vocabulary: Mapping[str, int]) -> str:
+def digest(settings: Mapping[str, Any], tensors: Mapping[str, Tensor], vocabulary: Mapping[str, int]) -> str:
     """SHA-256 over the settings that change the numbers, the tensors as held, and the vocabulary."""
-    return sha256_json(
-        {"settings": settings, "tensors": tensors_digest(network.state_dict()), "vocabulary": vocabulary}
-    )
+    return sha256_json({"settings": settings, "tensors": tensors_digest(tensors), "vocabulary": vocabulary})
