@@ -61,6 +61,10 @@ def test_metadata_keeps_what_it_does_not_know(tmp_path: Path) -> None:
         (['{"text": "a"}'], 'line 1: "file_name" is missing'),
         (['{"file_name": "0.png"}', '{"file_name": "absent.png"}'], "line 2: no such file .*absent.png"),
         (['{"file_name": "0.png", "mask": "absent.png"}'], "line 1: no such file .*absent.png"),
+        (['{"file_name": "0.png", "control": "absent.png"}'], "line 1: no such file .*absent.png"),
+        (['{"file_name": "0.png", "control": 3}'], 'line 1: "control" must be a file name, found 3'),
+        (['{"file_name": "0.png", "mask": ""}'], 'line 1: "mask" must be a file name'),
+        (['{"file_name": "0.png", "control": "broken.png"}'], "line 1: cannot read image .*broken.png"),
         (['{"file_name": "0.png", "label": 2}'], "line 1: label 2 is out of range; the network has classes 0 to 1"),
         (['{"file_name": "0.png", "label": -1}'], 'line 1: "label" must be a class index'),
         (['{"file_name": "0.png", "label": true}'], 'line 1: "label" must be a class index'),
@@ -97,6 +101,17 @@ def test_the_manifest_is_of_contents_alone(tmp_path: Path) -> None:
     assert set(of["a"].files) == {"0.png", "1.png", "mask1.png", "metadata.jsonl"}
     (b / "mask1.png").write_bytes((b / "0.png").read_bytes())
     assert manifest.manifest(b, metadata.read(b)).digest != of["a"].digest
+
+
+def test_the_manifest_holds_condition_pictures(tmp_path: Path) -> None:
+    data = image_folder(tmp_path / "train", 1)
+    Image.new("RGB", (16, 16), (1, 2, 3)).save(data / "edges.png")
+    write_lines(data, '{"file_name": "0.png", "control": "edges.png"}')
+    before = folder.read(data, (16, 16), 1)
+    assert set(before.manifest.files) == {"0.png", "edges.png", "metadata.jsonl"}
+    assert before.control_of.tolist() == [0] and before.controls[0, :, 0, 0].tolist() == [1, 2, 3]
+    Image.new("RGB", (16, 16), (1, 2, 4)).save(data / "edges.png")
+    assert folder.read(data, (16, 16), 1).manifest.digest != before.manifest.digest
 
 
 @dataclass
