@@ -123,7 +123,7 @@ def _loop(run: Run, done: int, stopped: threading.Event) -> Outcome:
         since = time.perf_counter()
     batch = job.draw(done) if done < plan.steps else {}
     alone = accelerator.num_processes == 1  # several stop after the same step, once they have heard of it
-    while done < plan.steps and not (stopping or alone and stopped.is_set()):
+    while done < plan.steps and not (stopping or (alone and stopped.is_set())):
         rate = learning_rate(plan.optimiser, done, plan.steps)
         computed = step.gradients(plan, job, accelerator, run.weights.networks, batch, done)
         upcoming = job.draw(done + 1) if done + 1 < plan.steps else {}  # while an accelerator still computes

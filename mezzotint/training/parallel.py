@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from mezzotint.errors import InputError
+from mezzotint.training.methods import Method
 from mezzotint.training.recipe import Recipe
 
 if TYPE_CHECKING:
@@ -30,7 +31,7 @@ def join(plan: Recipe) -> Accelerator:
     InputError where a batch cannot be divided among them, or the launcher was told another strategy than the recipe.
     """
     try:
-        from accelerate import Accelerator, DistributedDataParallelKwargs, InitProcessGroupKwargs
+        from accelerate import Accelerator, InitProcessGroupKwargs
         from accelerate.state import AcceleratorState
     except ImportError as error:
         raise InputError("training needs the package accelerate. Run: pip install 'mezzotint[train]'") from error
@@ -38,14 +39,10 @@ def join(plan: Recipe) -> Accelerator:
     if told and plan.parallel != "fsdp2":
         raise InputError('accelerate was told to use FSDP and the recipe says parallel = "ddp": say "fsdp2" there.')
     AcceleratorState._reset_state()  # it is one for the process, and the run before may have had another precision
-    # Which parameters a step uses may change on the way, as with a discriminator that starts later.
-    copies = DistributedDataParallelKwargs(
-        broadcast_buffers=False, find_unused_parameters=True, gradient_as_bucket_view=True
-    )
     accelerator = Accelerator(
         mixed_precision="bf16" if plan.precision == "bfloat16" else "no",
         cpu=not torch.accelerator.is_available(),
-        kwargs_handlers=[copies, InitProcessGroupKwargs(timeout=PATIENCE)],
+        kwargs_handlers=[InitProcessGroupKwargs(timeout=PATIENCE)],
     )
     if plan.batch % (plan.accumulation * accelerator.num_processes):
         raise InputError(
@@ -60,13 +57,36 @@ def sharded(plan: Recipe, accelerator: Accelerator) -> bool:
     return plan.parallel == "fsdp2" and accelerator.num_processes > 1
 
 
-def prepare(plan: Recipe, accelerator: Accelerator, network: nn.Module) -> nn.Module:
-    """What a loss calls in place of a network: it computes in the run's precision and its gradients are averaged."""
-    if sharded(plan, accelerator):
-        shard(network, accelerator.device)
-        return accelerator.prepare_model(network, device_placement=False, evaluation_mode=True)
-    warnings.filterwarnings("ignore", message="find_unused_parameters=True was specified")
-    return accelerator.prepare_model(network)
+def wrap(plan: Recipe, accelerator: Accelerator, network: nn.Module, idle: bool) -> nn.Module:
+    """What a loss calls in place of a network: it computes in the run's precision and its gradients are averaged.
+
+    `idle` says that some of what trains may get no gradient, which copies must then look for in every step.
+    """
+    prepared = accelerator.prepare_model(network, device_placement=False, evaluation_mode=True)
+    if accelerator.num_processes == 1 or sharded(plan, accelerator):
+        return prepared
+    warnings.filterwarnings("ignore", message=".*broadcast_buffers", category=FutureWarning)
+    device = accelerator.device
+    return nn.parallel.DistributedDataParallel(
+        prepared,
+        device_ids=None if device.type == "cpu" else [device.index],
+        broadcast_buffers=False,
+        find_unused_parameters=idle,
+        gradient_as_bucket_view=True,
+    )
+
+
+def idle(plan: Recipe, accelerator: Accelerator, job: Method) -> bool:
+    """Whether a step leaves some of what trains without a gradient, as unused layers of a text encoder do."""
+    if accelerator.num_processes == 1:
+        return False
+    step = plan.steps - 1  # by then everything plays its part
+    size = plan.batch // (plan.accumulation * accelerator.num_processes)
+    piece = {key: value[:size].to(accelerator.device) for key, value in job.draw(step).items()}
+    loss, _ = job.loss(piece, step)
+    trained = [p for network in job.trained.values() for p in network.parameters() if p.requires_grad]
+    missing = any(gradient is None for gradient in torch.autograd.grad(loss, trained, allow_unused=True))
+    return any(row[0] for row in gathered(accelerator, torch.tensor([float(missing)], device=accelerator.device)))
 
 
 def shard(network: nn.Module, device: torch.device) -> None:
@@ -98,9 +118,9 @@ def gathered(accelerator: Accelerator, numbers: Tensor) -> list[list[float]]:
     """What every process says, (N,) numbers each, in the order of the processes: the one wait of a step."""
     if accelerator.num_processes == 1:
         return [numbers.tolist()]
-    found = numbers.new_empty(accelerator.num_processes * len(numbers))
-    torch.distributed.all_gather_into_tensor(found, numbers)
-    return found.view(accelerator.num_processes, -1).tolist()
+    found = [torch.empty_like(numbers) for _ in range(accelerator.num_processes)]
+    torch.distributed.all_gather(found, numbers)
+    return torch.stack(found).tolist()
 
 
 def on_main(accelerator: Accelerator, work: Callable[[], T]) -> T | None:

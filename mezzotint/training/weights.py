@@ -42,10 +42,8 @@ def prepare(plan: Recipe, job: Method, accelerator: Accelerator, start: Path | N
         if len(networks) > 1:
             raise InputError(f'fsdp2 shards one network, and here train {", ".join(networks)}: set parallel = "ddp".')
         outline = parallel.outline(network)
-        if average is not network:
-            parallel.shard(average, accelerator.device)
-    for name, part in networks.items():
-        job.trained[name] = parallel.prepare(plan, accelerator, part)
+        for whole in dict.fromkeys((network, average)):
+            parallel.shard(whole, accelerator.device)
     tensors = {name: state.trained(part) for name, part in networks.items()}
     optimisers = {name: optimiser(plan.optimiser, job, name, part) for name, part in networks.items()}
     weights = Weights(networks, network, average, outline, tensors, optimisers)
@@ -56,6 +54,9 @@ def prepare(plan: Recipe, job: Method, accelerator: Accelerator, start: Path | N
             state.restore_moments(start, f"{name}.optimiser", one, tensors[name])
     if isinstance(job, Following) and average is not network:
         job.averaging(average)
+    idle = outline is None and parallel.idle(plan, accelerator, job)
+    for name, part in networks.items():
+        job.trained[name] = parallel.wrap(plan, accelerator, part, idle)
     return weights
 
 
