@@ -271,6 +271,48 @@ def test_a_killed_distillation_goes_on_to_the_same_bits_and_its_model_samples_in
         mz.generate(result, mz.Request(prompt="crack", negative="dark", guidance=6.0))
 
 
+def test_a_killed_lora_distillation_goes_on_to_the_same_bits_and_its_file_samples_in_few_steps(tmp_path: Path) -> None:
+    base = text_base(tmp_path)
+    shared: dict[str, Any] = {"channels": 1, "lora": {"rank": 2, "dropout": 0.2, "targets": ["attention", "time"]}}
+    shared |= {"optimiser": {"rate": 1e-2}}
+    whole = loop.train(recipe.check(plan(tmp_path, "whole", **shared), "test"))
+    assert whole.finished
+    killed(plan(tmp_path, "broken", **shared), 5)
+    assert loop.train(recipe.check(plan(tmp_path, "broken", **shared), "test"), resume=True).finished
+    ours, theirs = weights(tmp_path / "whole"), weights(tmp_path / "broken")
+    assert ours.keys() == theirs.keys()
+    assert [name for name in ours if not torch.equal(ours[name], theirs[name])] == []
+
+    subject, file = mz.load(base), whole.folder / "model"
+    for steps in (1, 2, 4, 8):
+        few = mz.Request(prompt="crack", seed=3, sampler="lcm", steps=steps, guidance=1.0)
+        plain, adapted = (mz.generate(subject, replace(few, lora=lora)).latents for lora in ([], [(file, 1.0)]))
+        assert adapted.isfinite().all() and not torch.allclose(adapted, plain, atol=1e-3)
+
+
+def test_a_lora_is_taught_by_the_weights_that_it_stands_beside(tmp_path: Path) -> None:
+    """One copy of the weights: the teacher is the network without the changes, the target the network itself."""
+    text_base(tmp_path)
+    job = begun(plan(tmp_path, channels=1, lora={"rank": 2}))
+    student = job.trained["backbone"]
+    own = {p.data_ptr() for p in job.teacher.parameters()}
+    frozen = {p.data_ptr() for p in student.parameters() if not p.requires_grad}
+    assert frozen == own and len(own) > 50
+    job.averaging(copy.deepcopy(student))
+    assert job.target is None
+    batch = job.draw(0)
+    level = job.process.levels(torch.tensor([999, 600, 20, 0]))
+    before = job.learned(job.teacher, batch["noise"], level, batch)
+    assert torch.equal(job.learned(student, batch["noise"], level, batch), before)  # no change to begin with
+    for name, parameter in student.named_parameters():
+        if parameter.requires_grad and "lora_B" in name:
+            parameter.data += 0.3
+    assert not torch.allclose(job.learned(student, batch["noise"], level, batch), before, atol=1e-3)
+    assert torch.equal(job.learned(job.teacher, batch["noise"], level, batch), before)
+    loss, _ = job.loss(batch, 0)
+    assert loss.item() == pytest.approx(job.distance(student, copy.deepcopy(student), batch)[0].mean().item())
+
+
 def test_guidance_that_is_fixed_leaves_a_model_that_takes_none(tmp_path: Path) -> None:
     class_base(tmp_path, FLOW)
     content = plan(tmp_path, guidance=2.5, steps=2, previews={"every": 2, "count": 1, "steps": 2})
@@ -319,6 +361,9 @@ def test_what_cannot_be_distilled_is_refused(tmp_path: Path) -> None:
         ({"loss": {"density": "logit_normal"}}, "loss.density has no part"),
         ({"loss": {"guidance": 2.0}}, "loss.guidance has no part"),
         ({"sampling": {"sampler": "ddim"}}, r"leave \[sampling\] out"),
+        ({"lora": {"rank": 2}, "guidance": RANGE}, "a LoRA cannot be told a guidance scale"),
+        ({"lora": {"rank": 2, "text_targets": ["attention"]}}, "leave lora.text_targets out"),
+        ({"lora": {"rank": 2, "targets": ["cross-attention"]}}, "the target 'cross-attention' is nothing that"),
     ):
         with pytest.raises(InputError, match=message):
             begun(plan(tmp_path, **changes))

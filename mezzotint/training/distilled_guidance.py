@@ -25,6 +25,8 @@ def check(recipe: Recipe) -> None:
             raise InputError(f"{recipe.at}: loss.{key} has no part in consistency distillation: leave it out.")
     if recipe.sampling:
         raise InputError(f"{recipe.at}: a distilled model samples with 'lcm' as [lcm] says: leave [sampling] out.")
+    if recipe.lora and recipe.lora.text_targets:
+        raise InputError(f"{recipe.at}: a distillation leaves the text as it is: leave lora.text_targets out.")
 
 
 def guidance_range(recipe: Recipe, model: Model) -> tuple[float, float]:
@@ -42,11 +44,14 @@ def guidance_range(recipe: Recipe, model: Model) -> tuple[float, float]:
     if not able and (low, high) != (1, 1):
         why = "is distilled" if facts.distilled else "was never trained with its condition dropped"
         raise InputError(f"{at} {why} and cannot be guided: lcm.guidance {said} must be 1.")
-    if low == high or facts.embedded:
-        return low, high
-    who = "a LoRA" if recipe.lora else None if readable(model.backbone) else str(at)
-    if who:
+    if low < high and not facts.embedded and (recipe.lora or not readable(model.backbone)):
+        who = "a LoRA" if recipe.lora else at
         raise InputError(f"{recipe.at}: {who} cannot be told a guidance scale: make lcm.guidance one, such as {low:g}.")
+    shown = recipe.previews
+    if shown.every and (low < high or facts.embedded) and not low <= shown.guidance <= high:
+        raise InputError(
+            f"{recipe.at}: previews.guidance {shown.guidance:g} is not distilled: use {low:g} to {high:g}."
+        )
     return low, high
 
 

@@ -15,7 +15,7 @@ from mezzotint.conditioning import Conditioning, stack
 from mezzotint.families import Model
 from mezzotint.process import Estimate, Level, RectifiedFlow, prediction
 from mezzotint.sampling import LCM, SAMPLERS, sample, seeded_noise
-from mezzotint.training import draws, finish, parts
+from mezzotint.training import draws, finish, lowrank, parts
 from mezzotint.training.consistency import consistent, huber, ladder, rungs, scales, solved
 from mezzotint.training.diffusion import Diffusion
 from mezzotint.training.distilled_guidance import check, guidance_range, telling
@@ -50,6 +50,7 @@ class Consistency:
             1.0,
             1.0,
         )  # whether the teacher looks twice
+        student = self._student(model)  # refuses targets before any work is done
         self.core = Diffusion(recipe, place, model)
         self.digests, self.process = self.core.digests, model.process
         self.patch = int(getattr(model.backbone.config, "patch_size", 1))
@@ -57,15 +58,14 @@ class Consistency:
         sizes = {(width // cell) * (height // cell) for width, height in self.core.sizes}
         self.ladders = {tokens: ladder(self.process, self.plan.solver_steps, SAMPLER, tokens) for tokens in sizes}
         self.teacher = parts.settled(model.backbone, place.device)
-        student = telling(self.teacher) if self.told and not facts.embedded else sharing(self.teacher)
-        self.trained: dict[str, nn.Module] = {"backbone": parts.trainable(student, place.device)}
+        self.trained: dict[str, nn.Module] = {"backbone": student.to(place.device)}
         self.rates: dict[str, float] = {}
         self.target: nn.Module | None = None
         self.solution: Tensor | None = None  # where the teacher's ODE leads from the noise of the first held-out images
 
     def averaging(self, network: nn.Module) -> None:
         """The average of a network that trains whole is its target."""
-        self.target = network
+        self.target = None if self.recipe.lora else network
 
     def draw(self, step: int) -> Batch:
         """A batch with a rung of the ladder, and a guidance scale, for each image."""
@@ -115,8 +115,14 @@ class Consistency:
         return self.core.previews(self._model(network))
 
     def save(self, network: nn.Module, folder: Path) -> None:
-        """A model folder whose contract says `lcm`, few steps, and that guidance is in the weights."""
-        families.save(self._model(network), folder)
+        """A model folder whose contract says `lcm`, few steps, and that guidance is in the weights; or a LoRA.
+
+        The LoRA is for its base and others of its kind, with sampler `lcm`, few steps and guidance 1.
+        """
+        if self.recipe.lora:
+            lowrank.write_adapter(self.core, network, self.recipe.lora, folder)
+        else:
+            families.save(self._model(network), folder)
 
     def distance(self, student: nn.Module, target: nn.Module, batch: Batch) -> tuple[Tensor, Level[Tensor]]:
         """(B, C, h, w) distance of neighbours on one trajectory, and the level of the noisier one."""
@@ -161,6 +167,14 @@ class Consistency:
 
         path = SAMPLER.path(self.process, steps, tokens=self._tokens(batch))
         return sample(denoise, batch["noise"], path, SAMPLER, seeded_noise(range(len(batch["noise"]))))
+
+    def _student(self, model: Model) -> nn.Module:
+        """What trains: low-rank changes beside the teacher's own weights, or weights of its own."""
+        if self.recipe.lora:
+            return lowrank.adapt_for_training(model, self.recipe.lora, self.recipe.seed)
+        anew = self.told and not model.contract.guidance.embedded
+        student = telling(model.backbone) if anew else sharing(model.backbone)
+        return parts.trainable(student, torch.device("cpu"))
 
     def _raw(self, network: nn.Module, x: Tensor, t: Tensor, told: Conditioning) -> Tensor:
         dtype = next(network.parameters()).dtype
