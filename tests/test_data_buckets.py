@@ -158,6 +158,18 @@ def test_buckets_are_read_like_folders_of_their_own(tmp_path: Path) -> None:
     assert len(folder.read_buckets(data, [(8, 8), (80, 8)], 1)) == 1  # no picture is that long
 
 
+def test_flips_go_with_controls_and_a_missing_one_is_named(tmp_path: Path) -> None:
+    images = folder.read(shaped_folder(tmp_path / "train", [(16, 16), (16, 16)]), (16, 16), 3)
+    hint = images.hints(torch.tensor([1]))
+    assert torch.equal(
+        hint[0], torch.from_numpy(np.array(Image.open(tmp_path / "train/edge1.png"))).permute(2, 0, 1) / 255
+    )
+    assert torch.equal(images.hints(torch.tensor([1]), (-1,)), hint.flip(-1))
+    assert torch.equal(images.pixels(torch.tensor([1]), (-1,)), images.pixels(torch.tensor([1])).flip(-1))
+    with pytest.raises(InputError, match=r'train/0.png has no condition picture: add "control"'):
+        images.hints(torch.tensor([1, 0]))
+
+
 @pytest.mark.parametrize("key", ["mask", "control"])
 def test_a_mask_of_another_shape_than_its_image_is_refused(tmp_path: Path, key: str) -> None:
     """Half the size is fine, also rounded; another aspect ratio would lie somewhere else than its picture."""

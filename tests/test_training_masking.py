@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -34,11 +35,17 @@ def test_shares_of_latent_cells_are_areas(tmp_path: Path) -> None:
     assert torch.equal(whole[0], images.masks[1].float()) and float(shares[0].sum()) * 16 == float(whole.sum())
 
 
-def test_mirrored_are_image_and_mask_alike(tmp_path: Path) -> None:
-    images = folder.read(image_folder(tmp_path / "train", 2), (16, 16), 1)
+def test_mirrored_are_image_mask_and_condition_alike(tmp_path: Path) -> None:
+    data = image_folder(tmp_path / "train", 2)
+    Image.open(data / "1.png").convert("RGB").save(data / "edges.png")
+    rows = [json.loads(line) for line in (data / "metadata.jsonl").read_text().splitlines()]
+    (data / "metadata.jsonl").write_text(json.dumps(rows[1] | {"control": "edges.png"}) + "\n")
+    images = folder.read(data, (16, 16), 1)
     for dims in folder.mirrorings(["horizontal", "vertical"]):
-        index = torch.tensor([1])
-        share, pixels = masking.inside(images, index, [dims], 1), images.pixels(index, dims)
+        index = torch.tensor([0])
+        pixels, hint = images.pixels(index, dims), images.hints(index, dims)
+        share = masking.inside(images, index, [dims], 1)
+        assert torch.allclose(hint, (pixels.expand(-1, 3, -1, -1) + 1) / 2, atol=1e-6)
         assert bool((pixels[share == 1] == -1).all()) and float(share.sum()) == 24  # the black square of 6 x 4
 
 

@@ -50,6 +50,15 @@ class ImageFolder:
         chosen = self.bytes[indices].float() / 127.5 - 1
         return chosen.flip(flip) if flip else chosen
 
+    def hints(self, indices: Tensor, flip: tuple[int, ...] = ()) -> Tensor:
+        """Condition pictures (B, 3, H, W) float32 in [0, 1], mirrored alike; InputError names an image without one."""
+        places = self.control_of[indices]
+        if bool((places == NO_LABEL).any()):
+            name = self.names[int(indices[places == NO_LABEL][0])]
+            raise InputError(f'{self.folder / name} has no condition picture: add "control" to its line.')
+        chosen = self.controls[places].float() / 255
+        return chosen.flip(flip) if flip else chosen
+
 
 def read(folder: Path, size: Size, channels: int, classes: int | None = None) -> ImageFolder:
     """Decode a training folder at (width, height), `channels` 1 or 3; `classes` is how many labels there may be.
