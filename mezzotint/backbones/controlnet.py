@@ -219,11 +219,13 @@ def steered(
     hints = conditioning.hints or ()
     if len(hints) != len(networks):
         raise ValueError(f"{len(networks)} control networks were given {len(hints)} hints")
-    told = replace(conditioning, hints=None, control=None)
+    told, dtype = replace(conditioning, hints=None, control=None), next(backbone.parameters()).dtype
     control: list[Tensor] = []
     for network, hint, scale in zip(networks, hints, scales, strict=True):
         maps = [scale * part for part in network(x, t, told, hint)]
         if control and len(maps) != len(control):
             raise InputError(f"control networks of {len(control)} and {len(maps)} maps cannot steer together")
         control = [a + b for a, b in zip(control, maps, strict=True)] if control else maps
-    return backbone(x, t, replace(told, control=tuple(control)))
+    # in training the backbone may be narrower than what trains
+    told = replace(told, control=tuple(control)).map(lambda part: part.to(dtype) if part.is_floating_point() else part)
+    return backbone(x.to(dtype), t, told)

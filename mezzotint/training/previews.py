@@ -2,23 +2,31 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import torch
 
 from mezzotint import images
+from mezzotint.data.folder import ImageFolder
 from mezzotint.families import Model
 from mezzotint.request import Request
 
 if TYPE_CHECKING:
     from PIL.Image import Image
+    from torch import nn
 
     from mezzotint.training.diffusion import Diffusion
 
 
-def drawn(core: Diffusion, model: Model) -> list[Image]:
-    """`previews.count` pictures, prompts and classes in turn; a repainting model is shown an image and a mask first."""
+def drawn(
+    core: Diffusion, model: Model, follow: Callable[[ImageFolder, int], tuple[nn.Module, Image]] | None = None
+) -> list[Image]:
+    """`previews.count` pictures, prompts and classes in turn; a repainting model is shown an image and a mask first.
+
+    `follow` gives a control network and the picture it follows for an image of a folder; that stands beside the result.
+    """
     from mezzotint.generate import generate
 
     plan, contract = core.recipe.previews, model.contract
@@ -45,5 +53,9 @@ def drawn(core: Diffusion, model: Model) -> list[Image]:
             result += [picture, white]
             wish |= {"image": picture, "mask": white}
             del wish["width"], wish["height"]
+        if follow:
+            network, seen = follow(source, index)
+            wish["control"] = [(network, seen, 1.0)]
+            result.append(seen.convert("L" if model.codec.pixel_channels == 1 else "RGB"))
         result += generate(model, replace(Request(), **wish)).images
     return result
