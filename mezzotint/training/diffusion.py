@@ -69,8 +69,7 @@ class Diffusion:
             self.captions = Captions([*everything, *self.prompts])
         self.banks: dict[tuple[int, int], Tensor] = {}
         if self.inpaint:
-            for images in self.images:
-                masking.check(self.inpaint, images)
+            masking.check(self.inpaint, *self.images)
             for width, height in {(i.bytes.shape[-1], i.bytes.shape[-2]) for i in self.images + self.held_images}:
                 self.banks[width, height] = masking.bank(self.inpaint, recipe.seed, width, height)
         self._encode(name)
@@ -228,6 +227,7 @@ class Diffusion:
             model.contract.latent.codec,
             model.path or self.recipe.at,
             watch=lambda done, total: self.place.watch(f"latents of {name}", done, total),
+            dtype=str(self.codec_dtype).removeprefix("torch."),
         )
 
     def _sample(
