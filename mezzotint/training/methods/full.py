@@ -24,10 +24,9 @@ class Full:
 
     averaged = "backbone"
 
-    def __init__(self, recipe: Recipe, place: Place) -> None:
-        model = parts.model(recipe, place.device)
-        self.core = Diffusion(recipe, place, model)
-        self.trained: dict[str, nn.Module] = {"backbone": parts.trainable(model.backbone, place.device)}
+    def __init__(self, recipe: Recipe, place: Place, core: Diffusion | None = None) -> None:
+        self.core = core or Diffusion(recipe, place, parts.model(recipe, place.device))
+        self.trained: dict[str, nn.Module] = {"backbone": parts.trainable(self.core.model.backbone, place.device)}
         self.rates = {"backbone": 1.0}
         self.digests = self.core.digests
 

@@ -21,12 +21,12 @@ class Lora:
 
     averaged = "network"
 
-    def __init__(self, recipe: Recipe, place: Place) -> None:
+    def __init__(self, recipe: Recipe, place: Place, core: Diffusion | None = None) -> None:
         assert recipe.lora is not None  # recipe.check saw to it
         self.plan = recipe.lora
-        model = parts.model(recipe, place.device)
+        model = core.model if core else parts.model(recipe, place.device)
         network = lowrank.adapt_for_training(model, self.plan, recipe.seed)  # refuses targets before any work is done
-        self.core = Diffusion(recipe, place, model, text_trains=bool(self.plan.text_targets))
+        self.core = core or Diffusion(recipe, place, model, text_trains=bool(self.plan.text_targets))
         self.trained: dict[str, nn.Module] = {"network": network.to(place.device)}
         self.rates = lowrank.rates("network", self.plan)
         self.digests = self.core.digests
