@@ -27,7 +27,9 @@ def to_diffusers(adapter: Adapter, backbone: str = "unet") -> tuple[dict[str, Te
         prefix = backbone if part == BACKBONE else part
         named = {published(part, low.module): low for low in changes}
         tensors |= _paired(named, f"{prefix}.")
-        settings |= {f"{prefix}.{key}": value for key, value in _config(named).items()}
+        # CLIP's inner model is a level of its own in older transformers, in newer ones it is not: endings fit both
+        ends = {name.removeprefix("text_model."): low for name, low in named.items()}
+        settings |= {f"{prefix}.{key}": value for key, value in _config(ends, whole=part == BACKBONE).items()}
     plain = all(low.scale == 1.0 for changes in adapter.parts.values() for low in changes)
     said = {} if plain else {header.DIFFUSERS: json.dumps(settings, indent=2, sort_keys=True)}
     return tensors, {"format": "pt"} | _notes(adapter) | said
@@ -71,8 +73,11 @@ def _paired(named: Mapping[str, LowRank], prefix: str) -> dict[str, Tensor]:
     return tensors
 
 
-def _config(named: Mapping[str, LowRank]) -> dict[str, Any]:
-    """peft's LoraConfig: the commonest rank and alpha, and patterns for the modules that have others."""
+def _config(named: Mapping[str, LowRank], whole: bool = True) -> dict[str, Any]:
+    """peft's LoraConfig: the commonest rank and alpha, and patterns for the modules that have others.
+
+    The names are `whole`, or the ends of names.
+    """
     changes = list(named.values())
     if len({low.magnitude is None for low in changes}) > 1:
         raise InputError(
@@ -80,13 +85,14 @@ def _config(named: Mapping[str, LowRank]) -> dict[str, Any]:
         )
     stabilised = all(low.stabilised for low in changes)
     alphas = {name: _alpha(low, stabilised) for name, low in named.items()}
+    start = "^" if whole else ""
     rank, alpha = _commonest([low.rank for low in changes]), _commonest(list(alphas.values()))
     return {
         "r": rank,
         "lora_alpha": alpha,
         "target_modules": sorted(named),
-        "rank_pattern": {f"^{name}": low.rank for name, low in named.items() if low.rank != rank},
-        "alpha_pattern": {f"^{name}": value for name, value in alphas.items() if value != alpha},
+        "rank_pattern": {f"{start}{name}": low.rank for name, low in named.items() if low.rank != rank},
+        "alpha_pattern": {f"{start}{name}": value for name, value in alphas.items() if value != alpha},
         "use_rslora": stabilised,
         "use_dora": changes[0].magnitude is not None,
         "lora_bias": False,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -21,6 +21,7 @@ from mezzotint.files import write_json
 from mezzotint.process import Prediction
 from mezzotint.text import TextEncoder
 from mezzotint.text.clip import Clip
+from mezzotint.text.clip_network import ClipText
 from mezzotint.text.joint import Joint
 from mezzotint.text.minilm import MiniLM
 from mezzotint.training import draws, finish
@@ -116,7 +117,7 @@ def write_adapter(
     contract = AdapterContract.of(
         core.model.contract, "lora", words=words, licence=finish.licence(core), lineage=finish.lineage(core)
     )
-    networks = {BACKBONE: network}
+    networks: dict[str, nn.Module] = {BACKBONE: network}
     if isinstance(network, Steered):
         networks = {BACKBONE: network.backbone, **network.text.networks}
     header = notes(core, plan, contract) | contract.to_header()
@@ -132,7 +133,7 @@ def write_adapter(
                 tensors, said = to_kohya(adapter)
                 write_tensors(folder / KOHYA, tensors, metadata=said)
             case "peft":
-                _write_peft(adapter, folder / PEFT, header)
+                _write_peft(adapter, networks, folder / PEFT, header)
     return contract
 
 
@@ -159,9 +160,12 @@ def notes(core: Diffusion, plan: Lora, contract: AdapterContract) -> dict[str, s
     return {key: value for key, value in said.items() if value}
 
 
-def _write_peft(adapter: Adapter, folder: Path, header: dict[str, str]) -> None:
-    for part in adapter.parts:
-        tensors, config = to_peft(adapter, part)
+def _write_peft(adapter: Adapter, networks: Mapping[str, nn.Module], folder: Path, header: dict[str, str]) -> None:
+    for part, changes in adapter.parts.items():
+        if isinstance(networks[part], ClipText) and not hasattr(networks[part], "text_projection"):
+            # in transformers 5 this one class of CLIP has the names of its inner model
+            changes = tuple(replace(low, module=low.module.removeprefix("text_model.")) for low in changes)
+        tensors, config = to_peft(replace(adapter, parts={part: changes}), part)
         place = folder if part == BACKBONE else folder / part
         place.mkdir(parents=True, exist_ok=True)
         write_tensors(place / "adapter_model.safetensors", tensors, metadata=header)
