@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 import torch
+from networks import relative
 from parts import CLASSES, FLOW, bert_folder, class_model, kl_codec, model, text_unet
 from safetensors.torch import load_file
 from torch import Tensor
@@ -19,6 +20,7 @@ from training_parts import image_folder
 
 import mezzotint as mz
 from mezzotint import families
+from mezzotint.conditioning import Conditioning
 from mezzotint.contract import GuidanceFacts
 from mezzotint.errors import InputError
 from mezzotint.process import Prediction, Process, schedules
@@ -269,6 +271,38 @@ def test_a_killed_distillation_goes_on_to_the_same_bits_and_its_model_samples_in
     assert not torch.equal(other, default)  # it reads the scale
     with pytest.raises(InputError, match="this model is distilled and has none"):
         mz.generate(result, mz.Request(prompt="crack", negative="dark", guidance=6.0))
+
+
+def test_a_distilled_stable_diffusion_is_what_a_published_consistency_model_is(tmp_path: Path) -> None:
+    """Its parts say to the family's reader what a published one's say, and the reference's U-Net computes the same."""
+    diffusers = pytest.importorskip("diffusers")
+    import reference_sd
+
+    from mezzotint.families import sd1
+    from mezzotint.families.family import Asked
+    from mezzotint.families.materials import read_folder
+
+    image_folder(tmp_path / "train", 4, 32)
+    content = plan(
+        tmp_path, guidance=(3.0, 14.0), steps=2, batch=2, base={"path": str(reference_sd.write_plain(tmp_path))}
+    )
+    content["data"] |= {"size": [32, 32]}
+    folder = loop.train(recipe.check(content, "test")).folder / "model"
+    result = mz.load(folder)
+    read = sd1.facts(read_folder(folder), Asked())
+    assert result.family == "sd1" and read["guidance"] == result.contract.guidance  # 8.5 is the published scale, too
+    for name in ("sampler", "steps", "from_image"):
+        assert getattr(read["sampling"], name) == getattr(result.contract.sampling, name)
+    theirs = diffusers.UNet2DConditionModel.from_pretrained(folder / "unet").eval()
+    assert theirs.config.time_cond_proj_dim == 256
+    embed = diffusers.LatentConsistencyModelPipeline.get_guidance_scale_embedding
+    rng = torch.Generator().manual_seed(0)
+    x, tokens = torch.randn(2, 4, 8, 8, generator=rng), torch.randn(2, 77, 64, generator=rng)
+    t, scale = torch.tensor([999.0, 259.0]), torch.tensor([4.0, 11.0])
+    with torch.no_grad():
+        expected = theirs(x, t, tokens, timestep_cond=embed(None, scale - 1, embedding_dim=256)).sample
+        found = result.backbone(x, t, Conditioning(tokens=tokens, guidance=scale))
+    assert relative(found, expected) < 1e-5
 
 
 def test_a_killed_lora_distillation_goes_on_to_the_same_bits_and_its_file_samples_in_few_steps(tmp_path: Path) -> None:
