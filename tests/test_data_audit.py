@@ -124,7 +124,7 @@ def test_every_broken_file_and_line_is_listed_and_stops_the_run(tmp_path: Path) 
     Image.new("L", (SIDE, SIDE // 2), 255).save(train / "masks" / "5.png")
     rows[6]["control"] = "absent.png"
     bad = {
-        '{"file_name": "6.png"': "Expecting",
+        '{"file_name": "6.png"': "not valid JSON",
         "[1]": "expected a JSON object",
         '{"text": "a"}': '"file_name" is missing',
         '{"file_name": "8.png", "label": -1}': '"label" must be',
@@ -144,6 +144,7 @@ def test_every_broken_file_and_line_is_listed_and_stops_the_run(tmp_path: Path) 
     assert names(stops["broken control"]) == [("absent.png",)]
     lines = stops["broken row"].examples
     assert [e.files[0].rpartition(" ")[2] for e in lines] == [str(n) for n in range(13, 13 + len(bad) + 1)]
+    assert lines[-1].says.startswith("not UTF-8")
     for example, (line, says) in zip(lines[:-1], bad.items(), strict=True):
         assert says in example.says
         (train / metadata.METADATA).write_text(good.splitlines()[11] + "\n" + line + "\n")
@@ -436,3 +437,9 @@ def test_the_report_is_short_in_the_terminal_and_complete_on_one_page(tmp_path: 
     assert np.abs(first.astype(int) - clouds(0)).mean() < 12  # the pictures of the finding, not any
     assert json.loads((tmp_path / "run" / report.DATA).read_text()) == json.loads(json.dumps(found.to_dict()))
     assert set(report.charts(found)) == {"images by label", "characters of a caption"}
+
+
+def test_a_caption_with_a_line_separator_is_one_line(tmp_path: Path) -> None:
+    (row,) = training_folder(tmp_path / "train", 1, text="above\u2028below\u0085end")
+    assert metadata.read(tmp_path / "train")[0].text == row["text"]
+    assert audit(tmp_path / "train").findings == ()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -82,7 +81,8 @@ def survey(folder: Path, watch: Callable[[int, int], None] | None = None) -> Sur
     InputError only where there is no folder, no metadata.jsonl or nothing in it.
     """
     folder = Path(folder)
-    rows, found = _rows(folder)
+    rows, unreadable = metadata.scan(folder)
+    found = [Problem("row", f"{metadata.METADATA}, line {line}", why) for line, why in unreadable]
     pictures: list[Picture] = []
     with ThreadPoolExecutor(THREADS) as pool:
         for done, (picture, wrong) in enumerate(pool.map(partial(_look, folder), rows), start=1):
@@ -92,44 +92,6 @@ def survey(folder: Path, watch: Callable[[int, int], None] | None = None) -> Sur
             if watch is not None:
                 watch(done, len(rows))
     return Survey(folder, tuple(pictures), tuple(found))
-
-
-def _rows(folder: Path) -> tuple[list[Row], list[Problem]]:
-    """What `metadata.read` takes, and one problem for each line on which it would stop; files may be missing here."""
-    path = folder / metadata.METADATA
-    if not path.is_file() or not path.read_bytes().strip():
-        metadata.rows(folder)  # which says what is missing
-    result: list[Row] = []
-    problems: list[Problem] = []
-    seen: dict[str, int] = {}
-    for number, line in enumerate(path.read_bytes().splitlines(), start=1):
-        try:
-            if line.strip():
-                row = _row(line, number)
-                if row.file_name in seen:
-                    raise ValueError(f"{row.file_name} is listed already on line {seen[row.file_name]}; remove one.")
-                seen[row.file_name] = number
-                result.append(row)
-        except ValueError as error:  # also what is no UTF-8 and no JSON
-            problems.append(Problem("row", f"{metadata.METADATA}, line {number}", str(error)))
-    return result, problems
-
-
-def _row(line: bytes, number: int) -> Row:
-    row = json.loads(line.decode("utf-8"))
-    if not isinstance(row, dict):
-        raise ValueError(f"expected a JSON object, found {type(row).__name__}.")
-    name, text, label, mask, control = (row.get(key) for key in ("file_name", "text", "label", "mask", "control"))
-    if not isinstance(name, str) or not name:
-        raise ValueError('"file_name" is missing; it names an image relative to the folder.')
-    if text is not None and not isinstance(text, str):
-        raise ValueError(f'"text" must be a string, found {text!r}.')
-    if label is not None and (not isinstance(label, int) or isinstance(label, bool) or label < 0):
-        raise ValueError(f'"label" must be a class index 0, 1, 2, ..., found {label!r}.')
-    for key, value in (("mask", mask), ("control", control)):
-        if value is not None and (not isinstance(value, str) or not value):
-            raise ValueError(f'"{key}" must be a file name, found {value!r}.')
-    return Row(name, text or "", label, mask, control, number)
 
 
 def _look(folder: Path, row: Row) -> tuple[Picture | None, list[Problem]]:
