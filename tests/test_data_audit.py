@@ -150,7 +150,7 @@ def test_every_broken_file_and_line_is_listed_and_stops_the_run(tmp_path: Path) 
         (train / metadata.METADATA).write_text(good.splitlines()[11] + "\n" + line + "\n")
         with pytest.raises(InputError, match="line 2"):  # what the audit lists is what reading the folder refuses
             metadata.read(train)
-    with pytest.raises(InputError, match=r"3 images cannot be used \(0\.png, 2\.png, 4\.png\)") as error:
+    with pytest.raises(InputError, match=r"3 images in train cannot be used \(0\.png, 2\.png, 4\.png\)") as error:
         report.refuse(found)
     assert len(str(error.value).splitlines()) == 2
     report.refuse(Audit("nothing found", None, (), {}))
@@ -422,7 +422,7 @@ def test_the_report_is_short_in_the_terminal_and_complete_on_one_page(tmp_path: 
     )
     page = report.write(found, tmp_path / "run")
     told = report.lines(found, page, most=8)
-    assert len(told) == 8 and told[1].startswith("stop: 1 image cannot be used (<b>.png). Replace")
+    assert len(told) == 8 and told[1].startswith("stop: 1 image in train cannot be used (<b>.png). Replace")
     assert told[-2] == f"and {len(found.findings) - 5} more findings" and told[-1].endswith(str(page))
     assert len(report.lines(found, page)) <= 12
 

@@ -72,7 +72,13 @@ def _broken(data: Survey) -> Iterator[Finding]:
         wrong = [Example((at(data.folder, p.name),), p.why) for p in data.problems if p.part == part]
         if wrong:
             many = "lines of metadata.jsonl" if part == "row" else ""
-            yield finding(f"broken {part}", "stop", f"{counted(len(wrong), noun, many)} cannot be used", do, wrong)
+            yield finding(
+                f"broken {part}",
+                "stop",
+                f"{counted(len(wrong), noun, many)} in {data.folder.name} cannot be used",
+                do,
+                wrong,
+            )
 
 
 def _labels_out_of_range(data: Survey, classes: Sequence[str] | None) -> Iterator[Finding]:
@@ -87,12 +93,12 @@ def _masks(data: Survey) -> Iterator[Finding]:
     masked = [(p, p.mask) for p in data.pictures if p.mask is not None]
     empty = [_mask(data, p) for p, mask in masked if mask.area == 0]
     if empty:
-        what = f"{counted(len(empty), 'mask')} of {len(masked):,} without a white pixel"
+        what = f"{counted(len(empty), 'mask')} of {len(masked):,} in {data.folder.name} without a white pixel"
         do = 'Paint them, or remove "mask" from lines of images without a defect.'
         yield finding("empty mask", "warn", what, do, empty)
     wide = [_mask(data, p, f"{mask.area:.0%} white") for p, mask in masked if mask.area > INVERTED]
     if wide:
-        what = f"{counted(len(wide), 'mask')} of {len(masked):,} covering more than half of the image"
+        what = f"{counted(len(wide), 'mask')} of {len(masked):,} in {data.folder.name} covering more than half of the image"
         yield finding("inverted mask", "warn", what, "Invert them if black is the defect: white is.", wide)
     other = [
         _mask(data, p, f"{mask.size[0]}x{mask.size[1]} for an image of {p.size[0]}x{p.size[1]}")
@@ -100,7 +106,7 @@ def _masks(data: Survey) -> Iterator[Finding]:
         if mask.size != p.size
     ]
     if other:
-        what = f"{counted(len(other), 'mask')} of another resolution than the image, but of its shape"
+        what = f"{counted(len(other), 'mask')} in {data.folder.name} of another resolution than the image, but of its shape"
         yield finding("mask size", "note", what, "Export masks at the size of their images to keep their edges.", other)
 
 
