@@ -98,7 +98,7 @@ def _masks(data: Survey) -> Iterator[Finding]:
         yield finding("empty mask", "warn", what, do, empty)
     wide = [_mask(data, p, f"{mask.area:.0%} white") for p, mask in masked if mask.area > INVERTED]
     if wide:
-        what = f"{counted(len(wide), 'mask')} of {len(masked):,} in {data.folder.name} covering more than half of the image"
+        what = f"{counted(len(wide), 'mask')} of {len(masked):,} in {data.folder.name} that cover more than half"
         yield finding("inverted mask", "warn", what, "Invert them if black is the defect: white is.", wide)
     other = [
         _mask(data, p, f"{mask.size[0]}x{mask.size[1]} for an image of {p.size[0]}x{p.size[1]}")
@@ -106,7 +106,7 @@ def _masks(data: Survey) -> Iterator[Finding]:
         if mask.size != p.size
     ]
     if other:
-        what = f"{counted(len(other), 'mask')} in {data.folder.name} of another resolution than the image, but of its shape"
+        what = f"{counted(len(other), 'mask')} in {data.folder.name} of another resolution than their image"
         yield finding("mask size", "note", what, "Export masks at the size of their images to keep their edges.", other)
 
 
