@@ -136,6 +136,7 @@ class TextualInversion(Section):
     word: str  # "<thing>"
     vectors: Positive = 1
     initial: str  # the known word that it starts from
+    encoders: list[str] = []  # folders of the text encoders that learn it; none: all. T5 reads letters otherwise
     templates: list[str] = [
         "a photo of {}"
     ]  # prompts, the word in place of {}; none: the captions, which hold the word
