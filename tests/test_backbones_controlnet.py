@@ -392,14 +392,23 @@ def test_what_can_have_no_control_network_is_named() -> None:
             Controlled(base, [network_], [1.0])
 
 
-@pytest.mark.parametrize(("factor", "widths"), [(1, (16,)), (4, (16, 32, 96)), (8, (16, 32, 96, 256)), (16, 256)])
-def test_the_stem_reaches_the_latents(factor: int, widths: Any) -> None:
-    network_ = from_base(bases()["ours"], factor)
-    found = network_.config.conditioning_embedding_out_channels
-    assert found == (widths if isinstance(widths, tuple) else (16, 32, 96, 256, 256))
-    x, told = torch.randn(1, 4, 4, 4), Conditioning(label=torch.tensor([1]), concat=torch.randn(1, 9, 4, 4))
-    maps = network_(x, torch.tensor([5.0]), told, torch.rand(1, 3, 4 * factor, 4 * factor))
-    assert maps[0].shape == (1, 16, 4, 4)
+@pytest.mark.parametrize(
+    ("factor", "reach", "widths"),
+    [
+        (1, 320, (16,)), (4, 320, (16, 32, 96)), (8, 320, (16, 32, 96, 256)), (16, 320, (16, 32, 96, 256, 256)),
+        (8, 96, (8, 8, 32, 80)), (8, 448, (16, 32, 96, 256)), (4, 16, (8, 8, 8)),
+    ],
+)  # fmt: skip
+def test_the_stem_reaches_the_latents(factor: int, reach: int, widths: tuple[int, ...]) -> None:
+    """The published widths, or as much narrower as the base is."""
+    changes = {"block_out_channels": (reach, reach), "norm_num_groups": 8, "num_attention_heads": 1}
+    plain = {"down_block_types": ("DownBlock2D",) * 2, "up_block_types": ("UpBlock2D",) * 2, "add_attention": False}
+    with torch.device("meta"):
+        network_ = from_base(UNet(UNetConfig.from_config({**NATIVE, **changes, **plain})), factor)
+        assert network_.config.conditioning_embedding_out_channels == widths
+        x, told = torch.empty(1, 4, 4, 4), Conditioning(label=torch.zeros(1).long(), concat=torch.empty(1, 9, 4, 4))
+        maps = network_(x, torch.empty(1), told, torch.empty(1, 3, 4 * factor, 4 * factor))
+    assert maps[0].shape == (1, reach, 4, 4)
 
 
 def test_only_the_decoder_of_a_frozen_base_builds_a_graph() -> None:

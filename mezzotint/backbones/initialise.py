@@ -79,7 +79,7 @@ def from_base(
         raise InputError(f"there is no control network for {type(backbone).__name__}: a U-Net or an MMDiT can have one")
     base = backbone.config
     kind = UNetControlNetConfig if isinstance(base, UNetConfig) else ControlNetConfig
-    stem = {"conditioning_embedding_out_channels": _stem(factor)}
+    stem = {"conditioning_embedding_out_channels": _stem(factor, base.block_out_channels[0])}
     config = kind.from_config({**write_config(kind.of(cast(Any, base)), ""), **stem, **chosen})
     network = ControlNet(config)
     fresh = ("controlnet_cond_embedding.", "controlnet_down_blocks.", "controlnet_mid_block.")
@@ -126,12 +126,17 @@ def _copy(network: nn.Module, weights: Mapping[str, Tensor], fresh: tuple[str, .
         )
 
 
-def _stem(factor: int) -> tuple[int, ...]:
-    """Widths of the hint's convolutions, each but the first halving the resolution."""
+def _stem(factor: int, reach: int) -> tuple[int, ...]:
+    """Widths of the hint's convolutions, each but the first halving the resolution.
+
+    The published ones lead to 320 channels; a narrower base has them narrower in proportion, since at the picture's
+    full resolution they would cost as much as the whole copied encoder.
+    """
     halvings = factor.bit_length() - 1
     if factor != 1 << halvings:
         raise InputError(f"a control network halves its picture until it fits the latents; {factor} is no power of two")
-    return (*STEM, *STEM[-1:] * halvings)[: halvings + 1]
+    widths = (*STEM, *STEM[-1:] * halvings)[: halvings + 1]
+    return tuple(max(8, round(min(1.0, reach / 320) * width / 8) * 8) for width in widths)
 
 
 def _unet(network: UNet) -> None:
