@@ -381,6 +381,21 @@ def test_every_change_of_text_encoders_has_a_gradient(place: Path, family: str) 
         assert (again is encoder) == (part not in encoders)
 
 
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_a_base_in_half_precision_gets_changes_in_full(tmp_path: Path, place: Path, dtype: str) -> None:
+    """The loss is that of full precision to a rounding of the weights, and what trains is not rounded at all."""
+    losses: list[float] = []
+    for kind in ("float32", dtype):
+        plan = lora_recipe(tmp_path, sd1(place), kind, steps=1, lora={"rank": 2, "text_targets": ["attention"]})
+        plan["base"]["dtype"] = kind
+        run = train(plan)
+        losses += [record["loss"] for record in metrics.read(run) if "loss" in record]
+        tensors = load_file(run / "model" / "pytorch_lora_weights.safetensors")
+        assert {tensor.dtype for tensor in tensors.values()} == {torch.float32}
+    assert losses[0] != losses[1]
+    assert losses[1] == pytest.approx(losses[0], rel=2e-3)
+
+
 def test_only_the_layouts_asked_for_are_written(tmp_path: Path, native: Path) -> None:
     result = train(lora_recipe(tmp_path, native, steps=1, lora={"rank": 2, "export": ["kohya"]})) / "model"
     assert [path.name for path in result.iterdir()] == ["kohya.safetensors"]

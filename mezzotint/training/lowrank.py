@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from torch import nn
+from torch import Tensor, nn
 
 from mezzotint.adapters import BACKBONE, Adapter, to_diffusers, to_kohya, to_peft
 from mezzotint.adapters.targets import check_places, choose
@@ -97,6 +97,15 @@ def unread(clip: Clip) -> tuple[str, ...]:
 def rates(name: str, plan: Lora) -> dict[str, float]:
     """Learning rates against the recipe's for the network that trains as `name`."""
     return {name: 1.0, **({f"{name}.text": plan.text_rate} if plan.text_targets else {})}
+
+
+def calling(model: Model, network: nn.Module) -> Callable[..., Tensor]:
+    """The network as a loss calls it: what it reads, the clock apart, comes in the format of the frozen weights."""
+
+    def cast(tensor: Tensor) -> Tensor:
+        return tensor.to(model.dtype) if tensor.is_floating_point() else tensor
+
+    return lambda x, t, told, *prompts: network(cast(x), t, told.map(cast), *prompts)
 
 
 def with_network(model: Model, network: nn.Module) -> Model:

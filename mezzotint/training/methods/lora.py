@@ -37,7 +37,7 @@ class Lora:
 
     def loss(self, batch: Batch, step: int) -> tuple[Tensor, dict[str, Tensor]]:
         """The loss of a piece of a batch."""
-        return self.core.loss(self.trained["network"], batch), {}
+        return self.core.loss(lowrank.calling(self.core.model, self.trained["network"]), batch), {}
 
     def names(self, batch: Batch) -> list[str]:
         """The image files of a batch."""
@@ -45,7 +45,7 @@ class Lora:
 
     def validate(self, network: nn.Module) -> dict[str, float]:
         """The validation loss by band of the clock."""
-        return self.core.validate(network)
+        return self.core.validate(lowrank.calling(self.core.model, network))
 
     def preview(self, network: nn.Module, step: int) -> list[Image]:
         """Pictures through the one inference path."""
