@@ -180,18 +180,16 @@ def test_a_student_that_is_told_the_scale_starts_as_its_teacher(tmp_path: Path) 
     job = begun(plan(tmp_path, guidance=RANGE, channels=1))
     student = job.trained["backbone"].eval()
     batch = job.draw(0)
-    x, level = batch["noise"], job.process.levels(torch.tensor([999, 600, 20, 0]))
-    assert torch.equal(job.learned(student, x, level, batch), job._raw(job.teacher, x, level.t, told(job, batch)))
+    x, level, told = batch["noise"], job.process.levels(torch.tensor([999, 600, 20, 0])), job.steering(batch)
+    assert torch.equal(
+        job.learned(student, x, level, told), job.teacher(x, level.t, replace(told.alone, guidance=None))
+    )
     assert student.config.time_cond_proj_dim == 256 and job.teacher.config.time_cond_proj_dim is None
     loss, _ = job.loss(job.draw(1), 1)
     loss.backward()
     assert student.time_embedding.cond_proj.weight.grad.abs().max() > 0  # what is told will matter
     pointers = {p.data_ptr() for p in job.teacher.parameters()}
     assert not pointers & {p.data_ptr() for p in student.parameters()}  # what trains is not the teacher
-
-
-def told(job: Consistency, batch: dict[str, Tensor]) -> Any:
-    return replace(job.core.conditioning(batch), guidance=None)
 
 
 def test_a_step_costs_one_pass_of_the_student_two_of_the_teacher_and_one_of_the_target(tmp_path: Path) -> None:
@@ -214,12 +212,12 @@ def test_the_baseline_of_the_teacher_is_no_class(tmp_path: Path) -> None:
     job = begun(plan(tmp_path, guidance=4.0, classes={"dropout": 0.0}))
     batch = job.draw(0)
     level = job.process.levels(torch.full((4,), 700.0))
-    conditional = job.learned(job.teacher, batch["noise"], level, batch)
+    conditional = job.learned(job.teacher, batch["noise"], level, job.steering(batch))
     null = {**batch, "label": torch.full((4,), len(CLASSES))}
-    baseline = job.learned(job.teacher, batch["noise"], level, null)
+    baseline = job.learned(job.teacher, batch["noise"], level, job.steering(null))
     assert (conditional - baseline).abs().max() > 1e-3
     expected = baseline + 4.0 * (conditional - baseline)
-    assert torch.allclose(job.teaching(batch["noise"], level, batch), expected, atol=1e-5)
+    assert torch.allclose(job.teaching(batch["noise"], level, job.steering(batch)), expected, atol=1e-5)
 
 
 # Whole runs.
@@ -345,13 +343,15 @@ def test_a_lora_is_taught_by_the_weights_that_it_stands_beside(tmp_path: Path) -
     assert job.target is None
     batch = job.draw(0)
     level = job.process.levels(torch.tensor([999, 600, 20, 0]))
-    before = job.learned(job.teacher, batch["noise"], level, batch)
-    assert torch.equal(job.learned(student, batch["noise"], level, batch), before)  # no change to begin with
+    before = job.learned(job.teacher, batch["noise"], level, job.steering(batch))
+    assert torch.equal(
+        job.learned(student, batch["noise"], level, job.steering(batch)), before
+    )  # no change to begin with
     for name, parameter in student.named_parameters():
         if parameter.requires_grad and "lora_B" in name:
             parameter.data += 0.3
-    assert not torch.allclose(job.learned(student, batch["noise"], level, batch), before, atol=1e-3)
-    assert torch.equal(job.learned(job.teacher, batch["noise"], level, batch), before)
+    assert not torch.allclose(job.learned(student, batch["noise"], level, job.steering(batch)), before, atol=1e-3)
+    assert torch.equal(job.learned(job.teacher, batch["noise"], level, job.steering(batch)), before)
     loss, _ = job.loss(batch, 0)
     assert loss.item() == pytest.approx(job.distance(student, copy.deepcopy(student), batch)[0].mean().item())
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
@@ -27,6 +27,15 @@ if TYPE_CHECKING:
 
 SAMPLER = cast(LCM, SAMPLERS["lcm"])
 STEPS = 4  # of a request that does not say
+
+
+@dataclass(frozen=True, slots=True)
+class Told:
+    """What steers the networks of one batch."""
+
+    alone: Conditioning  # networks that guidance is in: the student, its target, a distilled teacher
+    both: Conditioning | None  # a teacher that is guided: the condition and, behind it, the baseline
+    scale: Tensor  # (B, 1, 1, 1) of guidance
 
 
 class Consistency:
@@ -126,44 +135,50 @@ class Consistency:
 
     def distance(self, student: nn.Module, target: nn.Module, batch: Batch) -> tuple[Tensor, Level[Tensor]]:
         """(B, C, h, w) distance of neighbours on one trajectory, and the level of the noisier one."""
-        steps = self._ladder(batch)
+        steps, told = self._ladder(batch), self.steering(batch)
         now, next = rungs(steps, batch["rung"]), rungs(steps, batch["rung"] - 1)
         x = self.process.noised(batch["clean"], batch["noise"], now)  # (B, C, h, w)
         with torch.no_grad():
-            lower = solved(self.process, self.teaching(x, now, batch), x, now, next)
-            theirs = consistent(self.process, self.learned(target, lower, next, batch), lower, next, SAMPLER)
-        ours = consistent(self.process, self.learned(student, x, now, batch), x, now, SAMPLER)
+            lower = solved(self.process, self.teaching(x, now, told), x, now, next)
+            theirs = consistent(self.process, self.learned(target, lower, next, told), lower, next, SAMPLER)
+        ours = consistent(self.process, self.learned(student, x, now, told), x, now, SAMPLER)
         return huber(ours, theirs, self.plan.huber), now
 
-    def teaching(self, x: Tensor, level: Level[Tensor], batch: Batch) -> Tensor:
-        """The teacher's guided prediction (B, C, h, w), both branches in one call."""
-        if not self.guided:
-            return self.learned(self.teacher, x, level, batch)
-        both = stack([self.core.conditioning(batch), self.core.conditioning({**batch, **self._nothing(batch)})])
-        conditional, baseline = self._raw(self.teacher, torch.cat((x, x)), level.t.repeat(2), both).chunk(2)
-        scale = batch["guidance"].view(-1, 1, 1, 1)
-        return baseline + scale * (conditional - baseline)
+    def steering(self, batch: Batch) -> Told:
+        """The condition of every image, and for guidance no prompt and no class."""
+        condition = self.core.conditioning(batch)
+        alone = replace(condition, guidance=batch["guidance"] if self.told else None)
+        both = stack([condition, self.core.conditioning(self._nothing(batch))]) if self.guided else None
+        return Told(alone, both, batch["guidance"].view(-1, 1, 1, 1))
 
-    def learned(self, network: nn.Module, x: Tensor, level: Level[Tensor], batch: Batch) -> Tensor:
+    def teaching(self, x: Tensor, level: Level[Tensor], told: Told) -> Tensor:
+        """The teacher's guided prediction (B, C, h, w), both branches in one call."""
+        if told.both is None:
+            return self.learned(self.teacher, x, level, told)
+        raw = self._raw(self.teacher, torch.cat((x, x)), level.t.repeat(2), told.both)
+        conditional, baseline = raw.chunk(2)
+        return baseline + told.scale * (conditional - baseline)
+
+    def learned(self, network: nn.Module, x: Tensor, level: Level[Tensor], told: Told) -> Tensor:
         """The prediction (B, C, h, w) of a network that guidance is in."""
-        conditioning = self.core.conditioning(batch)
-        return self._raw(network, x, level.t, replace(conditioning, guidance=batch["guidance"] if self.told else None))
+        return self._raw(network, x, level.t, told.alone)
 
     def solve(self, batch: Batch) -> Tensor:
         """Down the whole ladder with the teacher, from the batch's noise (B, C, h, w)."""
-        x, steps = batch["noise"], self._ladder(batch)
+        x, steps, told = batch["noise"], self._ladder(batch), self.steering(batch)
         for rung in reversed(range(1, len(steps))):
             at = torch.full_like(batch["index"], rung)
             now, next = rungs(steps, at), rungs(steps, at - 1)
-            x = solved(self.process, self.teaching(x, now, batch), x, now, next)
+            x = solved(self.process, self.teaching(x, now, told), x, now, next)
         return x
 
     def drawn(self, network: nn.Module, batch: Batch, steps: int) -> Tensor:
         """Samples (B, C, h, w) of so many steps from the batch's noise."""
+        told = self.steering(batch)
 
         def denoise(x: Tensor, level: Level[float]) -> Estimate:
             at = rungs([level], torch.zeros_like(batch["index"]))
-            return prediction.estimate(self.process.prediction, self.learned(network, x, at, batch), x, level)
+            return prediction.estimate(self.process.prediction, self.learned(network, x, at, told), x, level)
 
         path = SAMPLER.path(self.process, steps, tokens=self._tokens(batch))
         return sample(denoise, batch["noise"], path, SAMPLER, seeded_noise(range(len(batch["noise"]))))
@@ -184,10 +199,11 @@ class Consistency:
         return prediction.split(raw.float(), x.shape[1])[0]
 
     def _nothing(self, batch: Batch) -> Batch:
-        """The condition that guidance leads away from: no prompt, no class."""
+        """The batch without prompts and classes, which guidance leads away from."""
         nothing = {"caption": torch.zeros_like(batch["caption"])} if "caption" in batch else {}
         null = self.core.classes.null if self.core.classes else None
-        return nothing if null is None else {**nothing, "label": torch.full_like(batch["label"], null)}
+        classless = {} if null is None else {"label": torch.full_like(batch["label"], null)}
+        return {**batch, **nothing, **classless}
 
     def _fixed(self, batch: Batch) -> Batch:
         """A held-out batch with the rung above its times, and the guidance scale in the middle of those distilled."""
