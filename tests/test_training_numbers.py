@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import json
 import math
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from PIL import Image
 from torch import Tensor, nn
 from training_parts import SIZE, full_recipe, image_folder
 
@@ -254,3 +257,55 @@ def test_channel_weights_count_errors_as_pixels_do_at_power_two() -> None:
     assert torch.allclose(torch.stack(ratios), ratios[0].expand(3), rtol=1e-4)
     assert torch.equal(channel_weights(codec.space, 16, 0.0), torch.ones(1, 16, 1, 1))
     assert channel_weights(LatentSpace(0.18), 4, 1.0).flatten().tolist() == pytest.approx([1.0] * 4)
+
+
+def test_the_loss_outside_a_mask_counts_as_little_as_the_recipe_says(tmp_path: Path) -> None:
+    """Per image: sum of weighted errors over sum of weights, weight 1 in the mask's cells and `outside` elsewhere."""
+    job = method(tmp_path, inpaint=None, classes=None, loss={"outside": 0.25}, batch=6)
+    batch = job.draw(0)
+    error, _ = job.core.error(job.trained["backbone"], batch)
+    images = job.core.images[0]
+    expected = []
+    for row, (index, flip) in enumerate(zip(batch["index"].tolist(), batch["flip"].tolist(), strict=True)):
+        weight = torch.ones(1, SIZE, SIZE)
+        if images.mask_of[index] >= 0:
+            own = images.masks[images.mask_of[index]].flip(job.core.mirrorings[flip])
+            weight = torch.where(own, 1.0, 0.25)
+        expected.append((error[row] * weight).sum() / (weight.sum() * error.shape[1]))
+    assert (images.mask_of >= 0).any() and (images.mask_of < 0).any()
+    assert job.loss(batch, 0)[0].item() == pytest.approx(torch.stack(expected).mean().item(), rel=1e-6)
+
+
+def test_noise_offset_is_one_constant_a_channel(tmp_path: Path) -> None:
+    plain, offset = (method(tmp_path, loss={"offset": size}).draw(0)["noise"] for size in (0.0, 0.5))
+    added = offset - plain
+    assert torch.allclose(added, added.mean((2, 3), keepdim=True).expand_as(added), atol=1e-6)
+    assert added.abs().min() > 0
+
+
+def test_buckets_of_one_size_a_batch_show_every_image(tmp_path: Path) -> None:
+    """Wide and tall pictures: a batch has one size, a round shows every image, validation sees both sizes."""
+    folder = image_folder(tmp_path / "train", 6)
+    for i, shape in enumerate([(32, 8), (32, 8), (8, 32), (8, 32), (16, 16), (16, 16)]):
+        Image.fromarray(np.random.default_rng(i).integers(0, 255, shape[::-1], dtype=np.uint8)).save(
+            folder / f"{i}.png"
+        )
+    rows = [json.loads(line) for line in (folder / "metadata.jsonl").read_text().splitlines()]
+    (folder / "metadata.jsonl").write_text("".join(json.dumps({**r, "mask": None}) + "\n" for r in rows))
+    data = full_recipe(tmp_path)["data"] | {
+        "bucket_step": 8,
+        "bucket_ratio": 4.0,
+        "validation": str(folder),
+        "flips": [],
+    }
+    job = method(tmp_path, data=data, inpaint=None, classes=None, batch=2, validation={"images": 6, "bands": 2})
+    shapes, seen = set(), set()
+    for step in range(3):
+        batch = job.draw(step)
+        shapes.add(tuple(batch["clean"].shape[2:]))
+        seen |= set(job.names(batch))
+        assert job.loss(batch, step)[0].isfinite()
+    assert shapes == {(8, 32), (32, 8), (16, 16)} and seen == {f"{i}.png" for i in range(6)}
+    assert {tuple(piece["clean"].shape[2:]) for piece in job.core.held_out[0]} == shapes
+    assert sum(len(piece["index"]) for piece in job.core.held_out[0]) == 6
+    assert math.isfinite(job.validate(Affine())["validation"])
