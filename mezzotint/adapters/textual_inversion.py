@@ -65,13 +65,16 @@ def family(data: Mapping[str, Any] | Tensor) -> str | None:
     return None
 
 
-def summary(data: Mapping[str, Any] | Tensor, name: str) -> dict[str, Any] | None:
-    """The words of a file, how many vectors each has and for which models they are; None where it is no such file."""
+def summary(data: Mapping[str, Any] | Tensor, name: str, said: str | None = None) -> dict[str, Any] | None:
+    """The words of a file, how many vectors each has and for which models they are; None where it is no such file.
+
+    `said` is the family that the file's header names; without one the widths tell it.
+    """
     try:
         words = _words(data, name)
     except InputError:
         return None
-    found = family(data)
+    found = said or family(data)
     vectors = {word: max(len(matrix) for matrix in table.values()) for word, table in words.items()}
     return None if found is None else {"words": vectors, "family": found}
 

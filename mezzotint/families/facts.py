@@ -15,7 +15,7 @@ from mezzotint.checkpoints import find_weights, open_tensors, read_json, read_me
 from mezzotint.checkpoints.header import Shapes as Stored
 from mezzotint.contract import AdapterContract, read_adapter_contract
 from mezzotint.errors import InputError
-from mezzotint.families.adapt import LORA, PEFT
+from mezzotint.families.adapt import LORA, PEFT, WORDS
 from mezzotint.families.control import single
 from mezzotint.families.converted import grouped
 from mezzotint.families.family import Asked, Family, unanswered
@@ -170,7 +170,8 @@ def addition(path: Path) -> dict[str, Any] | None:
         if read_json(folder / "config.json").get("_class_name") in CONTROLS:
             return control_facts(folder_part(folder))
         return None
-    in_folder = [folder / f"{stem}.safetensors" for stem in LORA if (folder / f"{stem}.safetensors").is_file()]
+    in_folder = [folder / f"{stem}.safetensors" for stem in LORA + WORDS]
+    in_folder = [file for file in in_folder if file.is_file()]
     if path.is_dir() and not in_folder:
         return None
     file = in_folder[0] if path.is_dir() else find_weights(path)
@@ -186,9 +187,18 @@ def addition(path: Path) -> dict[str, Any] | None:
         return {"kind": "LoRA", **found, **stored_facts(shapes), **ours}
     if any(name.startswith(("control_model.", "controlnet_blocks.", "input_hint_block.")) for name in shapes):
         return control_facts(single(path))
-    if len(shapes) <= 8 and (words := summary(open_tensors(file), file.stem)):
-        return {"kind": "textual inversion", **words, **stored_facts(shapes)}
-    return None
+    return words_facts(file, shapes) if len(shapes) <= 8 else None
+
+
+def words_facts(file: Path, shapes: Stored) -> dict[str, Any] | None:
+    """Words of textual inversion, by our contract or by their vectors."""
+    contract = AdapterContract.from_header(read_metadata(file) if file.suffix == ".safetensors" else {})
+    name, said = file.stem, None
+    if contract is not None and contract.words:
+        name, said = contract.words[0], contract.family
+    found = summary(open_tensors(file), name, said)
+    ours = {} if contract is None else {"contract": contract.model_dump(mode="json", exclude={"version", "kind"})}
+    return found and {"kind": "textual inversion", **found, **stored_facts(shapes), **ours}
 
 
 def control_facts(material: Material) -> dict[str, Any]:
