@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -72,18 +73,19 @@ class Control:
 
     def preview(self, network: nn.Module, step: int) -> list[Image]:
         """Condition pictures of validation images, each beside what the network makes of it."""
+        base, control = _divided(network)  # of sharded networks these two alone are whole
 
         def follow(source: ImageFolder, index: int) -> tuple[nn.Module, Image]:
-            return _own(network), self._picture(source, index)
+            return control, self._picture(source, index)
 
-        return previews.drawn(self.core, self.model, follow)
+        return previews.drawn(self.core, replace(self.model, backbone=base), follow)
 
     def save(self, network: nn.Module, folder: Path) -> None:
         """The folder of a control network with its contract; it opens with --control."""
         contract = AdapterContract.of(
             self.model.contract, "control", licence=finish.licence(self.core), lineage=finish.lineage(self.core)
         )
-        save_control(_own(network), contract, folder)
+        save_control(_divided(network)[1], contract, folder)
 
     def _start(self) -> nn.Module:
         """A copy of the base's encoder, or a control network to go on from."""
@@ -114,7 +116,7 @@ class Control:
         return images.to_images(conditions.shown(self._pictures(source), torch.tensor([index]), [()]))[0]
 
 
-def _own(network: nn.Module) -> nn.Module:
-    """The control network alone, out of the network that trains or its average."""
+def _divided(network: nn.Module) -> tuple[nn.Module, nn.Module]:
+    """Base and control network, out of the network that trains or its average."""
     assert isinstance(network, Controlled)
-    return network.networks[0]
+    return network.backbone, network.networks[0]
