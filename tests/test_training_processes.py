@@ -92,6 +92,25 @@ def test_frozen_and_idle_weights_do_not_disturb(tmp_path: Path, home: Nursery, s
     assert all(torch.allclose(ours[name], theirs[name], atol=1e-5) for name in ours)
 
 
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_a_low_rank_addition_trains_as_in_one_process(alone: Path, home: Nursery, strategy: str) -> None:
+    pytest.importorskip("peft")
+    plan = full_recipe(alone, strategy + "-lora", method="lora", steps=5, optimiser={"rate": 1e-2}, lora={"rank": 4})
+    plan |= {"base": {"path": str(alone / "one/model")}, "parallel": strategy}
+    for table in ("backbone", "process"):
+        del plan[table]
+    one = plan | {"out": str(alone / "one-lora"), "accumulation": 2}
+    if not (alone / "one-lora").exists():
+        assert home.run(one) == [(0, "finished 5")]
+    assert home.run(plan, processes=2) == [(0, "finished 5")] * 2
+    assert_close(alone / "one-lora", alone / (strategy + "-lora"))
+    path = "model/pytorch_lora_weights.safetensors"
+    ours, theirs = (load_file(alone / out / path) for out in ("one-lora", strategy + "-lora"))
+    assert ours.keys() == theirs.keys()
+    assert all(torch.allclose(ours[name], theirs[name], atol=1e-5) for name in ours)
+    assert max(float(tensor.abs().max()) for name, tensor in ours.items() if "lora_B" in name) > 1e-3  # it learned
+
+
 def test_two_players_train_as_one_process_does(tmp_path: Path, home: Nursery) -> None:
     """An autoencoder against a discriminator that joins on the way: copied; to shard both is refused."""
     image_folder(tmp_path / "train", 6)
@@ -156,7 +175,7 @@ def test_the_launchers_start_it(alone: Path, launcher: str) -> None:
     path.write_text(recipe.to_toml(recipe.check(small(alone, launcher, parallel="fsdp2", steps=3), "test")))
     tools = Path(sys.executable).parent
     start = {
-        "torchrun": [str(tools / "torchrun"), "--nproc-per-node", "2", "--master-port", "0"],
+        "torchrun": [str(tools / "torchrun"), "--standalone", "--nproc-per-node", "2"],
         "accelerate": [str(tools / "accelerate"), "launch", "--cpu", "--num_processes", "2", "--main_process_port=0"],
     }[launcher]  # fmt: skip
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parents[1])}

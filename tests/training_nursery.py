@@ -227,6 +227,8 @@ def _serve() -> None:
     print("ready", flush=True)
     for line in sys.stdin:
         order = json.loads(line)
+        if order["plan"]["method"] == "lora":
+            import peft  # noqa: F401 (many seconds, once)
         world, port = len(order["said"]), _free_port()
         children: list[int] = []
         for rank, said in enumerate(order["said"]):
