@@ -59,6 +59,11 @@ def adapt_for_training(model: Model, plan: Lora, seed: int) -> nn.Module:
             f"lora.text_targets: the text encoder of a {model.family} model has no name in LoRA files, so what it"
             " learns could not be used. Leave text_targets out."
         )
+    if encoders and plan.dora and "diffusers" in plan.export:
+        raise InputError(
+            "lora.dora with lora.text_targets: diffusers drops the magnitudes of text encoders without a word.\n"
+            'Leave one of them out, or write other layouts: export = ["peft", "kohya"].'
+        )
     for part, (network, unread) in encoders.items():
         names = [name for name in choose(network, plan.text_targets) if not name.startswith(unread)]
         networks[part], chosen[part] = network, tuple(names)
