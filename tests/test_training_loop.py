@@ -178,6 +178,16 @@ def test_an_image_that_breaks_the_loss_is_named_with_its_piece_alone(tmp_path: P
     assert all(torch.equal(ends[0][name], ends[1][name]) for name in ends[1])
 
 
+def test_a_launcher_that_shards_and_a_recipe_that_copies_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
+    with pytest.raises(InputError, match='accelerate was told to use FSDP and the recipe says parallel = "ddp"'):
+        train(regression_recipe(tmp_path))
+    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
+    assert train(regression_recipe(tmp_path, parallel="fsdp2")).finished  # one process shards nothing
+
+
 def test_a_checkpoint_of_other_weights_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     plan = regression_recipe(tmp_path, steps=2)
     train(plan)

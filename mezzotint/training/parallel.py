@@ -90,7 +90,11 @@ def idle(plan: Recipe, accelerator: Accelerator, job: Method) -> bool:
 
 
 def shard(network: nn.Module, device: torch.device) -> None:
-    """Divide every parameter over the processes, in place (fully_shard of PyTorch, "FSDP2")."""
+    """Divide every parameter over the processes, in place (fully_shard of PyTorch, "FSDP2").
+
+    As one group, gathered while the network computes: what is saved is moments, average, and weights at rest. Groups
+    of single blocks would save more, but networks read parts of their blocks before they call them (`modulations`).
+    """
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import fully_shard
 
