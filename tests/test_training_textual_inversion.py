@@ -13,6 +13,7 @@ import torch
 from networks import relative
 from parts import FLOW, bert_folder, model, pixel_codec, text_unet
 from reference_adapters import apart, fresh, klein, loaded, request, sd1, sd35, sdxl, theirs
+from reference_latent import by_text
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
@@ -74,6 +75,10 @@ def plan(
     return {**found, **changes}
 
 
+def ldm(root: Path) -> Path:
+    return by_text(root / "ldm-text")
+
+
 def job(content: dict[str, Any]) -> TextualInversion:
     checked = recipe.check(content, "test")
     return TextualInversion(checked, Place(Path(checked.out), torch.device("cpu"), lambda *_: None))
@@ -118,12 +123,12 @@ def test_overfits_one_batch(tmp_path: Path, native: Path) -> None:
     assert losses[-1] < 0.1 * losses[0], losses
 
 
-@pytest.mark.parametrize("name", ["sd1", "sdxl", "sd35", "klein", "ours"])
+@pytest.mark.parametrize("name", ["sd1", "sdxl", "sd35", "klein", "ldm", "ours"])
 def test_only_the_new_rows_move_and_generation_reads_them(
     tmp_path: Path, place: Path, native: Path, name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A whole run: backbone, codec and every text table are the base's to the bit, and the file is the network."""
-    writers: dict[str, Callable[[Path], Path]] = {"sd1": sd1, "sdxl": sdxl, "sd35": sd35, "klein": klein}
+    writers: dict[str, Callable[[Path], Path]] = {"sd1": sd1, "sdxl": sdxl, "sd35": sd35, "klein": klein, "ldm": ldm}
     base = writers[name](place) if name in writers else native
     kept: list[Steered] = []
     save = TextualInversion.save
@@ -204,6 +209,22 @@ def test_one_step_is_the_references(tmp_path: Path, place: Path) -> None:
         torch.optim.AdamW([parameter], lr=rate, weight_decay=0.0).step()
         ends.append(parameter.detach())
     assert torch.equal(*ends)
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_vectors_stay_exact_where_the_base_is_narrow(tmp_path: Path, native: Path, precision: str) -> None:
+    """A base in bfloat16 computes as it does in generation, and the word learns in float32 beside it."""
+    narrow = {"base": {"path": str(native), "dtype": "bfloat16"}, "precision": precision}
+    made, whole = job({**plan(tmp_path, native), **narrow}), job(plan(tmp_path, native))
+    first, other = (rows(network(one).text)["text_encoder"] for one in (made, whole))
+    assert first.rows.dtype == torch.float32 and first.weight.dtype == torch.float32  # MiniLM is never narrowed
+    assert next(network(made).backbone.parameters()).dtype == torch.bfloat16
+    for one in (made, whole):
+        one.loss(one.draw(0), 0)[0].backward()
+    assert first.rows.grad is not None and other.rows.grad is not None
+    assert relative(first.rows.grad, other.rows.grad) < 0.1  # eight bits of the backbone's
+    out = train({**plan(tmp_path, native, steps=2), **narrow})
+    assert load_file(out / FILE)[WORD].dtype == torch.float32
 
 
 def test_the_prompts_of_a_step_are_its_own(tmp_path: Path, native: Path) -> None:

@@ -38,8 +38,11 @@ class Steered(nn.Module):
     def forward(self, x: Tensor, t: Tensor, conditioning: Conditioning, prompts: Sequence[str]) -> Tensor:
         """x (B, C, h, w), t (B,), B prompts, "" for none -> raw (B, C or 2C, h, w)."""
         dtype = next(self.backbone.parameters()).dtype
-        said = spoken(self.text, prompts).map(lambda part: part.to(dtype) if part.is_floating_point() else part)
-        return self.backbone(x, t, replace(conditioning, tokens=said.tokens, mask=said.mask, pooled=said.pooled))
+        said = spoken(self.text, prompts)
+        told = replace(conditioning, tokens=said.tokens, mask=said.mask, pooled=said.pooled)
+        # as generation does: everything that the backbone reads is in its own dtype
+        told = told.map(lambda part: part.to(dtype) if part.is_floating_point() else part)
+        return self.backbone(x.to(dtype), t, told)
 
 
 def spoken(text: TextEncoder, prompts: Sequence[str]) -> Conditioning:
