@@ -111,6 +111,18 @@ def test_a_flow_is_distilled_on_the_levels_that_the_sampler_visits(name: str, so
     assert all(level.t == pytest.approx(1000 * level.sigma, abs=1e-3) for level in steps)
 
 
+def test_few_steps_on_a_flow_are_spread_over_its_levels() -> None:
+    """As on a table: of two steps the second is half-way down, where a grid of two levels would end near clean."""
+
+    def sigmas(process: Process, steps: int, sampler: LCM = SAMPLER) -> list[float]:
+        return [round(step.now.sigma, 3) for step in sampler.path(process, steps, tokens=256).steps]
+
+    assert sigmas(FLOW, 1) == [1.0] and sigmas(FLOW, 2) == [1.0, 0.49] and sigmas(FLOW, 4) == [1.0, 0.755, 0.49, 0.246]
+    assert sigmas(FLOWS["sd35"], 2) == [1.0, 0.743]  # 3 s / (1 + 2 s), over a low end that is shifted as well
+    assert sigmas(FLOW, 50) == [round(s, 3) for s in np.linspace(1.0, 0.001, 50)]
+    assert sigmas(FLOW, 4, LCM(reach=0.6)) == [0.592, 0.45, 0.286, 0.144]  # a picture is entered at this share
+
+
 @pytest.mark.parametrize("name", TABLES)
 def test_the_solver_steps_as_ddim_does(name: str) -> None:
     """Every image of a batch at a level of its own: the reference's DDIM and our sampler, at each of them."""
@@ -143,13 +155,10 @@ def test_the_solver_steps_along_a_flow_as_euler_does() -> None:
     change = torch.tensor([below.sigma - above.sigma for below, above in pairwise(steps)]).view(-1, 1, 1, 1)
     assert (ours - (x + change * raw)).abs().max() < 2e-6
     scheduler = diffusers.FlowMatchEulerDiscreteScheduler(shift=3.0)
-    scheduler.set_timesteps(4)
-    sigmas = scheduler.sigmas.tolist()
-    for i, now in enumerate(SAMPLER.path(process, 4).steps):
-        reference = scheduler.step(raw[i], scheduler.timesteps[i], x[i]).prev_sample
-        after = Level(0.0, 1.0 - sigmas[i + 1], sigmas[i + 1])
-        at, to = (rungs([level], torch.zeros(1, dtype=torch.long)) for level in (now.now, after))
-        assert torch.allclose(solved(process, raw[i : i + 1], x[i : i + 1], at, to)[0], reference, atol=2e-6)
+    scheduler.set_timesteps(50)
+    assert len(scheduler.timesteps) == len(index)
+    for i, t in zip(reversed(range(50)), scheduler.timesteps, strict=True):
+        assert torch.allclose(ours[i], scheduler.step(raw[i], t, x[i]).prev_sample, atol=2e-6)
 
 
 @pytest.mark.parametrize("process", [*TABLES.values(), FLOW], ids=[*TABLES, "flow"])

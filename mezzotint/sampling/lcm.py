@@ -39,7 +39,9 @@ class LCM:
         if not 1 <= steps <= taught:
             raise InputError(f"sampler 'lcm' cannot take {steps} steps here: use 1 to {taught}, as distilled")
         if isinstance(process.schedule, RectifiedFlow):
-            visited = levels(process, steps, LEADING, WHOLE, tokens)
+            # not a grid of `steps` levels: that ends near clean, so a model of two steps would draw in one
+            grid = levels(process, self.original_steps, LEADING, WHOLE, tokens)[-taught:]
+            visited = [grid[i * taught // steps] for i in range(steps)]
         else:
             chosen = distilled(process.schedule.timesteps, steps, self.original_steps, taught)
             visited = [process.level(t) for t in chosen]

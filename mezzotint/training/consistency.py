@@ -23,26 +23,24 @@ def ladder(process: Process, solver_steps: int, sampler: LCM, tokens: int | None
     """The levels of distillation, cleanest first; the teacher steps from each one to the one below it.
 
     A table of T timesteps: t_i = i T / solver_steps - 1, over t_0 = 0, the boundary (Luo 2023, section 4.3, with k = T
-    / solver_steps). A flow: its grid of `solver_steps` levels and those that `sampler` visits in 1 to 8 steps, shifts
-    included, over the clean image. InputError where `sampler` would visit levels of a table that are not among them.
+    / solver_steps). A flow: its shifted grid of `solver_steps` levels, and what `sampler` visits beside it in 1 to 8
+    steps, over the clean image. InputError where `sampler` would visit levels of a table that are not among them.
     """
     schedule = process.schedule
     if isinstance(schedule, RectifiedFlow):
-        found = {
-            round(level.sigma, 6): level  # the ends of two grids may differ in the last digit
-            for steps in (solver_steps, *FEW)
-            for level in levels(process, steps, LEADING, WHOLE, tokens)
-        }
+        visited = [step.now for steps in FEW for step in sampler.path(process, steps, tokens=tokens).steps]
+        grid = levels(process, solver_steps, LEADING, WHOLE, tokens)
+        found = {round(level.sigma, 6): level for level in (*visited, *grid)}  # two grids may differ in the last digit
         return CLEAN, *(found[sigma] for sigma in sorted(found))
-    total, visited = schedule.timesteps, sampler.original_steps
+    total, taught = schedule.timesteps, sampler.original_steps
     if not 1 <= solver_steps <= total:
         raise InputError(f"lcm.solver_steps {solver_steps} cannot be placed on {total} timesteps: use 1 to {total}")
     times = {0.0, *distilled(total, solver_steps, solver_steps, solver_steps)}
-    missing = sorted(set(distilled(total, visited, visited, visited)) - times)
+    missing = sorted(set(distilled(total, taught, taught, taught)) - times)
     if missing:
         raise InputError(
             f"lcm.solver_steps {solver_steps} leaves out timestep {missing[0]:g}, which sampler 'lcm' visits:"
-            f" use {visited} or a multiple of it that divides {total}"
+            f" use {taught} or a multiple of it that divides {total}"
         )
     return tuple(process.level(t) for t in sorted(times))
 

@@ -13,8 +13,8 @@ from mezzotint import families
 from mezzotint.adapters.apply import sharing
 from mezzotint.conditioning import Conditioning, stack
 from mezzotint.families import Model
-from mezzotint.process import Estimate, Level, RectifiedFlow, prediction
-from mezzotint.sampling import LCM, SAMPLERS, sample, seeded_noise
+from mezzotint.process import Level, prediction
+from mezzotint.sampling import LCM, SAMPLERS
 from mezzotint.training import draws, finish, lowrank, parts
 from mezzotint.training.consistency import consistent, huber, ladder, rungs, scales, solved
 from mezzotint.training.diffusion import Diffusion
@@ -70,7 +70,7 @@ class Consistency:
         self.trained: dict[str, nn.Module] = {"backbone": student.to(place.device)}
         self.rates: dict[str, float] = {}
         self.target: nn.Module | None = None
-        self.solution: Tensor | None = None  # where the teacher's ODE leads from the noise of the first held-out images
+        self.paths: dict[int, Tensor] | None = None  # the teacher's from the noise of the first held-out images
 
     def averaging(self, network: nn.Module) -> None:
         """The average of a network that trains whole is its target."""
@@ -96,12 +96,12 @@ class Consistency:
 
     @torch.no_grad()
     def validate(self, network: nn.Module) -> dict[str, float]:
-        """The distance of neighbours per band of the clock, and of samples from where the teacher's ODE leads.
+        """The distance of neighbours per band of the clock, and of the map from where the teacher's ODE leads.
 
-        The former on fixed images, noise and levels, with the network as its own target. The latter for a few images
-        from the same start noise under the same condition, as root mean square over latents; with one step it is the
-        error of the map itself, with more fresh noise adds to it. It sees what the former cannot: a network that draws
-        one image whatever it is given agrees with itself.
+        The former on fixed images, noise and levels, with the network as its own target: one that draws the same image
+        whatever it is given agrees with itself. The latter sees that: on the teacher's paths from the noise of a few
+        images, at the first level (map-1) and at those that STEPS steps visit, as root mean square over latents. It is
+        0 for a perfect student, where samples of several steps differ by their fresh noise.
         """
         if not self.core.held_out:
             return {}
@@ -112,11 +112,11 @@ class Consistency:
         bands = len(found)
         numbers = {f"validation/{100 * b // bands}-{100 * (b + 1) // bands}%": value for b, value in enumerate(found)}
         few = self._fixed({key: value[:4] for key, value in self.core.held_out[0][0].items()})
-        if self.solution is None:
-            self.solution = self.solve(few)
-        for steps in (1, STEPS):
-            error = (self.drawn(network, few, steps) - self.solution).square().mean().sqrt()
-            numbers[f"validation/samples-{steps}"] = float(error)
+        if self.paths is None:
+            self.paths = self.solve(few)
+        squared = self.missed(network, few, self.paths)
+        numbers["validation/map-1"] = squared[0] ** 0.5
+        numbers[f"validation/map-{STEPS}"] = (sum(squared) / STEPS) ** 0.5
         return {"validation": sum(found) / bands, **numbers}
 
     def preview(self, network: nn.Module, step: int) -> list[Image]:
@@ -163,25 +163,31 @@ class Consistency:
         """The prediction (B, C, h, w) of a network that guidance is in."""
         return self._raw(network, x, level.t, told.alone)
 
-    def solve(self, batch: Batch) -> Tensor:
-        """Down the whole ladder with the teacher, from the batch's noise (B, C, h, w)."""
+    def solve(self, batch: Batch) -> dict[int, Tensor]:
+        """The teacher's path down the whole ladder from the batch's noise: x (B, C, h, w) by rung.
+
+        At the rungs that STEPS steps visit, noisiest first, and at 0, the end.
+        """
         x, steps, told = batch["noise"], self._ladder(batch), self.steering(batch)
+        visited = {step.now.sigma for step in SAMPLER.path(self.process, STEPS, tokens=self._tokens(batch)).steps}
+        found: dict[int, Tensor] = {}
         for rung in reversed(range(1, len(steps))):
+            if any(abs(steps[rung].sigma - sigma) < 1e-6 for sigma in visited):
+                found[rung] = x
             at = torch.full_like(batch["index"], rung)
             now, next = rungs(steps, at), rungs(steps, at - 1)
             x = solved(self.process, self.teaching(x, now, told), x, now, next)
-        return x
+        return {**found, 0: x}
 
-    def drawn(self, network: nn.Module, batch: Batch, steps: int) -> Tensor:
-        """Samples (B, C, h, w) of so many steps from the batch's noise."""
-        told = self.steering(batch)
-
-        def denoise(x: Tensor, level: Level[float]) -> Estimate:
-            at = rungs([level], torch.zeros_like(batch["index"]))
-            return prediction.estimate(self.process.prediction, self.learned(network, x, at, told), x, level)
-
-        path = SAMPLER.path(self.process, steps, tokens=self._tokens(batch))
-        return sample(denoise, batch["noise"], path, SAMPLER, seeded_noise(range(len(batch["noise"]))))
+    def missed(self, network: nn.Module, batch: Batch, paths: dict[int, Tensor]) -> list[float]:
+        """The mean squared distance of the network's map from the end of the paths, at each level of theirs."""
+        steps, told, squared = self._ladder(batch), self.steering(batch), list[float]()
+        for rung, x in paths.items():
+            if rung:
+                at = rungs(steps, torch.full_like(batch["index"], rung))
+                end = consistent(self.process, self.learned(network, x, at, told), x, at, SAMPLER)
+                squared.append(float((end - paths[0]).square().mean()))
+        return squared
 
     def _student(self, model: Model) -> nn.Module:
         """What trains: low-rank changes beside the teacher's own weights, or weights of its own."""
@@ -226,10 +232,7 @@ class Consistency:
     def _model(self, network: nn.Module) -> Model:
         contract = finish.contract(self.core)
         guidance = {"distilled": True, "embedded": self.told, "scale": self.scale if self.told else 1.0}
-        sampling = {
-            "sampler": "lcm", "steps": STEPS,
-            "from_image": "rest" if isinstance(self.process.schedule, RectifiedFlow) else "all",
-        }  # fmt: skip
+        sampling = {"sampler": "lcm", "steps": STEPS, "from_image": "all"}
         facts = {
             "guidance": contract.guidance.model_copy(update=guidance),
             "sampling": contract.sampling.model_copy(update=sampling),
