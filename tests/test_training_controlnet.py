@@ -175,6 +175,7 @@ def test_what_a_run_leaves_is_inspected_and_generates(root: Path, tmp_path: Path
     assert main(["inspect", str(network), "--json"]) == 0
     said = json.loads(capsys.readouterr().out)
     assert (said["kind"], said["class"], said["shown"]) == ("control network", "UNetControlNet", "pixels")
+    assert said["follows"] == "mask"
     assert said["contract"]["process"]["prediction"] == "flow"
     mask = root / "held" / "mask0.png"
     args = ["--model", str(base), "--steps", "2", "--control", f"{network}={mask}@0.5", "--out", str(tmp_path)]

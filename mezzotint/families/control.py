@@ -28,6 +28,7 @@ from mezzotint.layers.config import write_config
 
 HINTED = Section("", controlnet_config, lambda config: controlnet(ControlNetConfig.from_config(config)))
 STEM = "diffusion_pytorch_model"
+FOLLOWS = "_condition"  # in config.json; keys with a leading underscore are the writer's own to every reader
 JOINT = Section("", mmdit_controlnet_config, lambda config: mmdit_controlnet(MMDiTControlNetConfig.from_config(config)))
 
 
@@ -76,13 +77,17 @@ def check(model: Model, path: Path) -> None:
         check_adapter(model.contract, base_at or Path("the model"), contract, path / FILE)
 
 
-def save_control(network: nn.Module, contract: AdapterContract, path: str | Path) -> Path:
-    """Write the folder of a control network, whole or not at all: config.json, weights, contract.json."""
+def save_control(network: nn.Module, contract: AdapterContract, path: str | Path, condition: str = "") -> Path:
+    """Write the folder of a control network, whole or not at all: config.json, weights, contract.json.
+
+    `condition` says for people what it follows: mask, edges.
+    """
     name, _ = kind_of(CONTROLS, network)
     config: Any = network.config
 
     def write(folder: Path) -> None:
-        write_json(folder / "config.json", write_config(config, name))
+        note = {FOLLOWS: condition} if condition else {}
+        write_json(folder / "config.json", {**write_config(config, name), **note})
         write_sharded(folder, STEM, {key: tensor.detach() for key, tensor in network.state_dict().items()})
         write_contract(contract, folder)
 

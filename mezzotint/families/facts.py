@@ -16,7 +16,7 @@ from mezzotint.checkpoints.header import Shapes as Stored
 from mezzotint.contract import AdapterContract, read_adapter_contract
 from mezzotint.errors import InputError
 from mezzotint.families.adapt import LORA, PEFT, WORDS
-from mezzotint.families.control import single
+from mezzotint.families.control import FOLLOWS, single
 from mezzotint.families.converted import grouped
 from mezzotint.families.family import Asked, Family, unanswered
 from mezzotint.families.load import gather
@@ -210,9 +210,17 @@ def control_facts(material: Material) -> dict[str, Any]:
         for name in ("in_channels", "cross_attention_dim", "joint_attention_dim", "block_out_channels", "num_layers")
         if getattr(config, name, None) is not None
     }
+    follows = {"follows": material.config[FOLLOWS]} if FOLLOWS in material.config else {}
     contract = read_adapter_contract(material.at) if material.at.is_dir() else None
     ours = {} if contract is None else {"contract": contract.model_dump(mode="json", exclude={"version", "kind"})}
-    return {"kind": "control network", **part_facts(material), "shown": network.hint, "made_for": fits, **ours}
+    return {
+        "kind": "control network",
+        **part_facts(material),
+        "shown": network.hint,
+        **follows,
+        "made_for": fits,
+        **ours,
+    }
 
 
 def stored_facts(shapes: Stored) -> dict[str, Any]:

@@ -85,7 +85,7 @@ class Control:
         contract = AdapterContract.of(
             self.model.contract, "control", licence=finish.licence(self.core), lineage=finish.lineage(self.core)
         )
-        save_control(_divided(network)[1], contract, folder)
+        save_control(_divided(network)[1], contract, folder, self.plan.condition)
 
     def _start(self) -> nn.Module:
         """A copy of the base's encoder, or a control network to go on from."""
