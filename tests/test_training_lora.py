@@ -219,12 +219,16 @@ class Killed(Exception):
     pass
 
 
-def test_pain_21_a_killed_run_goes_on_to_the_same_weights(tmp_path: Path, native: Path) -> None:
+@pytest.mark.parametrize("case", ["ours", "sd1, text too"])
+def test_pain_21_a_killed_run_goes_on_to_the_same_weights(tmp_path: Path, place: Path, native: Path, case: str) -> None:
     """Killed twice and resumed: checkpoints move on each time, and the end is that of a run that was never stopped."""
-    lora = {"rank": 3, "dropout": 0.2, "targets": ["attention", "convolution"]}
+    lora: dict[str, Any] = {"rank": 3, "dropout": 0.2, "targets": ["attention", "convolution"]}
+    base = native if case == "ours" else sd1(place)
+    if case != "ours":
+        lora["text_targets"] = ["attention"]
     changes: dict[str, Any] = {"steps": 7, "lora": lora, "accumulation": 2}
-    whole = train(lora_recipe(tmp_path, native, "whole", **changes))
-    broken = lora_recipe(tmp_path, native, "broken", **changes)
+    whole = train(lora_recipe(tmp_path, base, "whole", **changes))
+    broken = lora_recipe(tmp_path, base, "broken", **changes)
     kept: list[dict[str, Tensor]] = []
     for moment in (3, 5):
 
@@ -240,7 +244,7 @@ def test_pain_21_a_killed_run_goes_on_to_the_same_weights(tmp_path: Path, native
     train(broken, resume=True)
     assert all(not torch.equal(kept[0][key], value) for key, value in kept[1].items())
     files = sorted(path.relative_to(whole) for path in (whole / "model").rglob("*") if path.is_file())
-    assert len(files) == 4
+    assert len(files) == (4 if case == "ours" else 6)
     for path in files:
         if path.suffix == ".safetensors":
             first, second = (load_file(root / path) for root in (whole, tmp_path / "broken"))
@@ -250,12 +254,14 @@ def test_pain_21_a_killed_run_goes_on_to_the_same_weights(tmp_path: Path, native
     assert all(not torch.equal(kept[1][key], value) for key, value in ends[1].items())
     average = load_file(whole / "checkpoints/step-00000007/ema.safetensors")
     for key, value in load_file(whole / "model/peft/adapter_model.safetensors").items():  # the average is what is saved
-        name = key.removeprefix("base_model.model.").replace(".weight", ".default.weight")
+        name = key.replace("base_model.model.", "" if case == "ours" else "backbone.").replace(
+            ".weight", ".default.weight"
+        )
         assert torch.equal(average[name], value) and not torch.equal(ends[0][name], value)
     losses = [[r["loss"] for r in metrics.read(root) if "loss" in r] for root in (whole, tmp_path / "broken")]
     assert losses[0] == losses[1]
     content = json.loads((whole / "checkpoints/step-00000007/state.json").read_text())
-    assert content["digests"]["base"] == identified(families.load(native)).contract.weights
+    assert content["digests"]["base"] == identified(mz.load(base)).contract.weights
 
 
 def test_pain_21_another_base_is_not_resumed_on(tmp_path: Path, native: Path) -> None:
