@@ -91,7 +91,11 @@ class _Bar:
         """What the loop calls."""
         from mezzotint.training.loop import Watch
 
-        return Watch(prepare=self._advance, step=self._step, record=self._record)
+        return Watch(prepare=self._advance, say=self._say, step=self._step, record=self._record)
+
+    def _say(self, text: str) -> None:
+        if not self.quiet:
+            self.bars.console.print(text, highlight=False, markup=False, soft_wrap=True)
 
     def _advance(self, what: str, done: int, total: int, note: str = "") -> None:
         if what not in self.tasks:  # a resumed run starts its clock where it goes on, not at step 0

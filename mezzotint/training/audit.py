@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
+from collections.abc import Sequence
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -11,8 +12,12 @@ from typing import Any
 import jinja2
 
 from mezzotint import files, images
+from mezzotint.data.audit import audit
 from mezzotint.data.findings import Audit, Example, Finding
 from mezzotint.errors import InputError
+from mezzotint.text import TextEncoder
+from mezzotint.training.methods import Place
+from mezzotint.training.tables import Recipe
 
 PAGE = "audit.html"
 DATA = "audit.json"
@@ -21,6 +26,31 @@ SHOWN = 6  # examples of a finding with pictures; the others are named
 SIDE = 144  # pixels of a picture on the page
 BESIDE = 4  # pictures of one example
 BARS = 16  # sizes and classes in a chart
+
+
+def before(
+    recipe: Recipe,
+    place: Place,
+    classes: Sequence[str] | None = None,
+    text: TextEncoder | None = None,
+    sizes: Sequence[tuple[int, int]] = (),
+) -> None:
+    """Audit the data of a run that begins: lines to `place.say`, a page in the run folder, or a refusal.
+
+    `classes` are the model's, `text` reads its captions, `sizes` are those of its buckets.
+    """
+    if place.say is None:
+        return
+    data = recipe.data
+    found = audit(
+        Path(data.folder), Path(data.validation) if data.validation else None, data.size, data.channels, classes,
+        tokens=text.lengths if text else None, room=text.readings(False)[0].length if text else None,
+        watch=lambda done, total: place.watch("audit of the data", done, total), sizes=sizes,
+    )  # fmt: skip
+    page = write(found, place.folder)
+    for line in lines(found, page):
+        place.say(line)
+    refuse(found, page)
 
 
 def lines(found: Audit, page: Path | None = None, most: int = LINES) -> list[str]:

@@ -19,7 +19,7 @@ from mezzotint.families import Model
 from mezzotint.families.model import working
 from mezzotint.families.steering import class_index
 from mezzotint.process import Level, prediction, weighting
-from mezzotint.training import draws, masking, parts, previews
+from mezzotint.training import audit, draws, masking, parts, previews
 from mezzotint.training.captions import Captions
 from mezzotint.training.methods import Batch, Place
 from mezzotint.training.tables import Classes, Inpaint, Recipe, Text
@@ -58,7 +58,10 @@ class Diffusion:
         for size in self.sizes:
             _check_size(model, size)
         _check_loss(self)
-        classes = len(self.classes.names) if self.classes else None
+        names = self.classes.names if self.classes else None
+        if name == "train":
+            audit.before(recipe, place, names, None if self.prompts else model.text, self.sizes)
+        classes = len(names) if names else None
         self.images = folder.read_buckets(Path(data.folder), self.sizes, data.channels, classes)
         self.held_images: tuple[ImageFolder, ...] = ()
         if data.validation:
@@ -67,11 +70,9 @@ class Diffusion:
         if model.text:
             everything = [c for images in self.images + self.held_images for c in images.captions]
             self.captions = Captions([*everything, *self.prompts])
-        self.banks: dict[tuple[int, int], Tensor] = {}
+        self._banks: dict[tuple[int, int, int], Tensor] = {}
         if self.inpaint:
             masking.check(self.inpaint, *self.images)
-            for width, height in {(i.bytes.shape[-1], i.bytes.shape[-2]) for i in self.images + self.held_images}:
-                self.banks[width, height] = masking.bank(self.inpaint, recipe.seed, width, height)
         self._encode(name)
         self.digests = {"data": self.images[0].manifest.digest, "codec": contract.latent.codec}
         if recipe.base:
@@ -196,6 +197,14 @@ class Diffusion:
         """Pictures of the model in training through the one inference path."""
         return previews.drawn(self, model)
 
+    def bank(self, images: ImageFolder, seed: int) -> Tensor:
+        """Procedural masks (M, 1, H, W) for images of this size, drawn once for a run's seed or validation's."""
+        assert self.inpaint is not None
+        height, width = images.bytes.shape[-2:]
+        if (seed, width, height) not in self._banks:
+            self._banks[seed, width, height] = masking.bank(self.inpaint, seed, width, height)
+        return self._banks[seed, width, height]
+
     def _encode(self, name: str) -> None:
         """Latents and captions, computed once; then codec and text encoders rest."""
         where = Path(self.recipe.data.cache) if self.recipe.data.cache else self.place.folder / "cache"
@@ -242,8 +251,7 @@ class Diffusion:
         keeps = torch.ones(len(index), dtype=torch.bool)
         contract, codec, device = self.model.contract, self.model.codec, self.place.device
         if self.inpaint and contract.inpaint:
-            bank = self.banks[images.bytes.shape[-1], images.bytes.shape[-2]]
-            mask, keeps = masking.draw(self.inpaint, images, bank, index, flips, seed, step)
+            mask, keeps = masking.draw(self.inpaint, images, self.bank(images, seed), index, flips, seed, step)
             pixels = torch.stack([images.pixels(i, dims) for i, dims in zip(index, flips, strict=True)])
             with torch.no_grad():
                 maps = inpaint_concat(codec, pixels.to(device), mask.to(device), contract.inpaint, contract.mask_cells)

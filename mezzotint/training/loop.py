@@ -31,6 +31,7 @@ class Watch:
     """What a run tells while it works; every function may be called often and must be quick."""
 
     prepare: Callable[[str, int, int], None] = lambda what, done, total: None
+    say: Callable[[str], None] = lambda text: None  # what the audit of the data found
     step: Callable[[int, int, float], None] = lambda step, total, loss: None
     record: Callable[[metrics.Record], None] = lambda record: None
 
@@ -88,7 +89,8 @@ def _run(plan: Recipe, resume: bool, accelerator: Accelerator, watch: Watch) -> 
 
     def make() -> Method:
         torch.manual_seed(draws.number(plan.seed, 0, "start"))
-        return method(plan, Place(folder, accelerator.device, watch.prepare))
+        audits = start is None and accelerator.is_main_process
+        return method(plan, Place(folder, accelerator.device, watch.prepare, watch.say if audits else None))
 
     def begin() -> metrics.Metrics:
         files.write_text(folder / RECIPE, recipe.to_toml(plan))

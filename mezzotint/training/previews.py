@@ -48,7 +48,7 @@ def drawn(
             wish["prompt"] = prompts[i % len(prompts)] if prompts else source.captions[index]
         if contract.inpaint:
             picture = images.to_images(source.pixels(torch.tensor([index])))[0]
-            masks = core.images[0].masks if len(core.images[0].masks) else core.banks[width, height]
+            masks = core.images[0].masks if len(core.images[0].masks) else core.bank(source, core.recipe.seed)
             white = images.to_images(masks[i % len(masks)][None].float() * 2 - 1)[0]
             result += [picture, white]
             wish |= {"image": picture, "mask": white}

@@ -39,6 +39,7 @@ class Place:
     folder: Path  # the run folder
     device: torch.device
     watch: Callable[[str, int, int], None]  # (what, done, all) while things are prepared
+    say: Callable[[str], None] | None = None  # takes the lines of the data's audit; None: nothing is audited
 
 
 class Method(Protocol):

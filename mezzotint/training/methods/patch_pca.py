@@ -12,7 +12,7 @@ from mezzotint import images
 from mezzotint.codec import Codec, LatentSpace
 from mezzotint.codec.patch_pca import PatchPCA, PatchPCAConfig, principal_components
 from mezzotint.data import folder
-from mezzotint.training import draws
+from mezzotint.training import audit, draws
 from mezzotint.training.codecs import write_codec
 from mezzotint.training.methods import Batch, Place
 from mezzotint.training.recipe import Recipe
@@ -29,6 +29,7 @@ class PatchPCAFit:
     def __init__(self, recipe: Recipe, place: Place) -> None:
         self.recipe, self.place = recipe, place
         data = recipe.data
+        audit.before(recipe, place)
         self.images = folder.read(Path(data.folder), data.size, data.channels)
         self.held_out = folder.read(Path(data.validation), data.size, data.channels) if data.validation else None
         self.digests = {"data": self.images.manifest.digest}

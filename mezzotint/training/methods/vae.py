@@ -14,7 +14,7 @@ from mezzotint.codec import Codec, LatentSpace
 from mezzotint.data import folder
 from mezzotint.data.folder import ImageFolder
 from mezzotint.errors import InputError
-from mezzotint.training import codecs, draws, finish, parts
+from mezzotint.training import audit, codecs, draws, finish, parts
 from mezzotint.training.adversary import PatchDiscriminator, balance, hinge, perceptual_distance
 from mezzotint.training.methods import Batch, Place
 from mezzotint.training.recipe import Recipe
@@ -66,6 +66,7 @@ class Vae:
             self.trained["discriminator"] = judge.to(place.device)
             self.rates["discriminator"] = plan.discriminator_rate
         self.features = efficientnet.load().to(place.device) if plan.perceptual else None
+        audit.before(recipe, place)
         self.images = folder.read(Path(data.folder), data.size, data.channels)
         self.held_out: ImageFolder | None = None
         if data.validation:
