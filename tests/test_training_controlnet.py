@@ -355,3 +355,17 @@ def test_on_stable_diffusion_3_hints_are_latents(coloured: Path, tmp_path: Path)
     unread = ("pos_embed.pos_embed", "add_q_proj", "norm_added_q", "to_add_out", "ff_context")
     still = {key for key, value in start.items() if torch.equal(value, after[key])}
     assert all(any(part in key for part in unread) for key in still)
+
+
+def test_a_narrow_base_trains_a_network_in_full_precision(root: Path, tmp_path: Path) -> None:
+    """Weights that stay may be bfloat16: the loss is that of float32 to their rounding, what trains is float32."""
+    small = plan(root, tmp_path / "narrow", base={"path": str(root / "base" / "model"), "dtype": "bfloat16"})
+    narrow, wide = job(small), job(plan(root, tmp_path / "wide"))
+    batch = narrow.draw(0)
+    loss, expected = (work.loss(batch, 0)[0] for work in (narrow, wide))
+    loss.backward()
+    assert abs(loss.item() - expected.item()) < 0.02 * expected.item()
+    moving = {p.dtype for p in narrow.trained["network"].parameters() if p.requires_grad and p.grad is not None}
+    assert moving == {torch.float32}
+    assert {p.dtype for p in narrow.model.backbone.parameters()} == {torch.bfloat16}
+    assert not any(p.requires_grad for p in narrow.model.backbone.parameters())
