@@ -128,12 +128,12 @@ def read_text(path: Path, contract: Contract) -> TextEncoder | None:
 
     In float32, which is what its digest is made of.
     """
-    if not any(entry.is_dir() for entry in path.glob("text_encoder*")):
-        return None
     family = FAMILIES.get(contract.family)
-    if family is not None and family.text is not None:
-        return family.text(read_folder(path), torch.float32)
-    return load_saved(path)
+    if family is None or family.text is None:
+        return load_saved(path) if (path / "text_encoder").is_dir() else None
+    materials = read_folder(path)
+    written = any(part.startswith("text_encoder") for part in materials.parts)  # whatever their folders are called
+    return family.text(materials, torch.float32) if written else None
 
 
 def _read_config(parts: Mapping[str, Part], folder: Path) -> tuple[Part, Any]:

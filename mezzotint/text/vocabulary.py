@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 
 from mezzotint.errors import InputError
+from mezzotint.files import write_json
 from mezzotint.text.weights import MISSING
 
 WORD_FILES = ("tokenizer.json", "vocab.json", "vocab.txt", "spiece.model")
@@ -107,8 +108,14 @@ class Vocabulary:
         return replace(self, tokenizer=tokenizer)
 
     def save(self, folder: Path) -> None:
-        """Write the tokenizer as transformers reads it, with the files of a processor that stood beside it."""
+        """Write the tokenizer as transformers reads it, with the files of a processor that stood beside it.
+
+        A padding that is not the tokenizer's own is stated as published folders state it (Stable Diffusion 2).
+        """
         self.tokenizer.save_pretrained(folder)
+        if self.pad != self.tokenizer.pad_token_id:
+            stated = {"pad_token": self.tokenizer.convert_ids_to_tokens(self.pad)}
+            write_json(Path(folder) / "special_tokens_map.json", stated)
         source = Path(self.tokenizer.name_or_path)
         for name in PROCESSOR_FILES:
             if (source / name).is_file() and not (folder / name).exists():
