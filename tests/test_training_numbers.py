@@ -152,7 +152,7 @@ def test_dropout_and_missing_labels_become_no_class() -> None:
 
 def test_masks_from_files_follow_the_image_s_mirroring_and_decide_the_label(tmp_path: Path) -> None:
     core = method(tmp_path).core
-    images, bank = core.images[0], core.banks[SIZE, SIZE]
+    images, bank = core.images[0], core.bank(core.images[0], 0)
     index, flips = torch.tensor([1, 1, 0]), [(), (-1,), ()]
     plan = Inpaint(source="both", file_share=1.0)
     masks, keeps = masking.draw(plan, images, bank, index, flips, 0, 0)
