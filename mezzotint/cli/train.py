@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -47,6 +48,8 @@ def run(options: Options) -> int:
     plan = recipe.read(options.recipe, options.set)
     with _Bar(plan.steps, quiet=options.json) as bar:
         outcome = loop.train(plan, options.resume, bar.watch())
+    if os.environ.get("RANK", "0") != "0":  # of several processes the first one speaks
+        return 0 if outcome.finished else INTERRUPTED
     if options.json:
         print(json.dumps({**asdict(outcome), "folder": str(outcome.folder)}), flush=True)
     elif outcome.finished:

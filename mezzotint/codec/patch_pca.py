@@ -58,6 +58,10 @@ class PatchPCA(nn.Module):
         self.latent_channels = self.config.latent_channels
         self.pixel_channels = self.config.pixel_channels
 
+    def forward(self, pixels: Tensor) -> Tensor:
+        """There and back, (B, P, H, W), as training looks at it."""
+        return self.decode(self.encode(pixels))
+
     def encode(self, pixels: Tensor) -> Tensor:
         """(B, P, H, W) in [-1, 1] -> (B, C, H/patch, W/patch); the image is mirrored past its border."""
         centred = pixels - self.mean.view(1, -1, 1, 1)

@@ -46,7 +46,7 @@ class PatchPCAFit:
 
     def loss(self, batch: Batch, step: int) -> tuple[Tensor, dict[str, Tensor]]:
         """Mean squared error in pixel units of [-1, 1]."""
-        return (self._reconstruct(self.trained["autoencoder"], batch["pixels"]) - batch["pixels"]).square().mean(), {}
+        return (self.trained["autoencoder"](batch["pixels"]) - batch["pixels"]).square().mean(), {}
 
     def names(self, batch: Batch) -> list[str]:
         """The image files of a batch."""
@@ -58,7 +58,7 @@ class PatchPCAFit:
         if self.held_out is None:
             return {}
         pixels = self.held_out.pixels(torch.arange(len(self.held_out))).to(self.place.device)
-        errors = (self._reconstruct(network, pixels).clamp(-1, 1) - pixels).square().mean((1, 2, 3)).double()
+        errors = (network(pixels).clamp(-1, 1) - pixels).square().mean((1, 2, 3)).double()
         return {
             "validation/psnr": float((10 * torch.log10(4 / errors)).mean()),
             "validation/psnr_pooled": float(10 * torch.log10(4 / errors.mean())),
@@ -69,7 +69,7 @@ class PatchPCAFit:
         source = self.held_out or self.images
         pixels = source.pixels(torch.arange(min(self.recipe.previews.count, len(source))))
         with torch.no_grad():
-            again = self._reconstruct(network, pixels.to(self.place.device)).cpu()
+            again = network(pixels.to(self.place.device)).cpu()
         return [
             picture for pair in zip(images.to_images(pixels), images.to_images(again), strict=True) for picture in pair
         ]
@@ -84,7 +84,3 @@ class PatchPCAFit:
         space = LatentSpace(tuple(1 / d for d in deviation), tuple(shift))
         facts = {"dataset": self.digests["data"], "licence": self.recipe.licence or "unknown"}
         write_codec(Codec(network.cpu(), space), folder, facts)
-
-    def _reconstruct(self, network: nn.Module, pixels: Tensor) -> Tensor:
-        assert isinstance(network, PatchPCA)
-        return network.decode(network.encode(pixels))
