@@ -190,6 +190,8 @@ class AdapterContract(_Facts):
     classes: ClassFacts | None = None
     distilled: bool = False  # the base was a guidance-distilled model
     words: tuple[str, ...] = ()  # that call it forth
+    guidance: GuidanceFacts | None = None  # of a model with it, where it changes that: few-step adapters do
+    sampling: SamplingFacts | None = None  # the same
     licence: Licence
     lineage: Lineage = Lineage()
 
@@ -278,8 +280,14 @@ def write_contract(contract: Contract | AdapterContract, folder: Path) -> Path:
 
 
 def check_codec(contract: Contract, at: Path, codec: Codec, codec_at: Path, force: bool = False) -> Contract:
-    """Refuse a codec that the backbone was not trained with; `force` writes the override into the lineage."""
-    return contract.overridden(check_cache(contract.latent, at, LatentFacts.of(codec), codec_at, force))
+    """Refuse a codec that the backbone was not trained with; `force` writes the override into the lineage.
+
+    A codec that came from the backbone's own by training the decoder alone has the same latents, and is as good.
+    """
+    ours, theirs = contract.latent, LatentFacts.of(codec)
+    if ours.codec in codec.decodes:
+        theirs = theirs.model_copy(update={"codec": ours.codec})
+    return contract.overridden(check_cache(ours, at, theirs, codec_at, force))
 
 
 def check_cache(ours: LatentFacts, at: Path, theirs: LatentFacts, theirs_at: Path, force: bool = False) -> list[str]:

@@ -13,7 +13,7 @@ from mezzotint import images
 from mezzotint.codec import inpaint_concat, mask_maps
 from mezzotint.conditioning import Conditioning, stack
 from mezzotint.errors import InputError
-from mezzotint.families.adapt import adapted
+from mezzotint.families.adapt import adapted, ruled
 from mezzotint.families.control import controlled, hints
 from mezzotint.families.model import Model, working
 from mezzotint.families.settings import Settings, looked_at, settle, shared
@@ -39,6 +39,7 @@ def generate_batch(model: Model, requests: Sequence[Request], watch: Watch | Non
     An image depends on its own request alone, up to float rounding. Raises InputError where a request does not fit the
     model or the others, and where the result is not finite.
     """
+    model = ruled(model, requests[0].lora)
     settings = shared([settle(model, request) for request in requests])
     model = equipped(model, requests[0])
     counts = [request.count for request in requests]

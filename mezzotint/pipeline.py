@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from mezzotint.digests import tensors_digest
 from mezzotint.errors import InputError
+from mezzotint.families.adapt import ruled
 from mezzotint.families.model import Model
 from mezzotint.families.native import identified
 from mezzotint.files import sha256_file, sha256_json
@@ -52,6 +53,7 @@ def record(model: Model, request: Request) -> dict[str, Any]:
 
     Pictures stand there by a digest of their pixels, start noise by one of its numbers, files by name and digest.
     """
+    model = ruled(model, request.lora)
     settings, contract = settle(model, request), model.contract
     apart = ("count", "seed", "image", "mask", "references", "control", "lora", "embedding", "start_noise")
     asked = {f.name: getattr(request, f.name) for f in fields(request) if f.name not in apart}

@@ -331,6 +331,15 @@ def test_pain_21_a_killed_lora_distillation_goes_to_the_same_bits_and_its_file_s
         few = mz.Request(prompt="crack", seed=3, sampler="lcm", steps=steps, guidance=1.0)
         plain, adapted = (mz.generate(subject, replace(few, lora=lora)).latents for lora in ([], [(file, 1.0)]))
         assert adapted.isfinite().all() and not torch.allclose(adapted, plain, atol=1e-3)
+    # a request that says nothing gets what the adapter was made for, and guidance on top of it is refused
+    asked = mz.Request(prompt="crack", seed=3, lora=[(file, 1.0)])
+    said = replace(asked, sampler="lcm", steps=4, guidance=1.0)
+    assert torch.equal(mz.generate(subject, asked).latents, mz.generate(subject, said).latents)
+    record = mz.pipeline(subject, "off").run(asked)[0].record["request"]
+    assert (record["sampler"], record["steps"], record["guidance"]) == ("lcm", 4, 1.0)
+    with pytest.raises(InputError, match="distilled and cannot be guided: use guidance 1, not 5"):
+        mz.generate(subject, replace(asked, guidance=5.0))
+    assert subject.contract.sampling.sampler != "lcm"
 
 
 def test_a_lora_is_taught_by_the_weights_that_it_stands_beside(tmp_path: Path) -> None:

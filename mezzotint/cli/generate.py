@@ -130,6 +130,7 @@ def run(options: Options) -> int:
 
     from mezzotint.checkpoints import write_tensors
     from mezzotint.families import load
+    from mezzotint.families.adapt import ruled
     from mezzotint.generate import settle
     from mezzotint.pipeline import pipeline
 
@@ -139,7 +140,7 @@ def run(options: Options) -> int:
         prediction=options.prediction, distilled=console.answer(options.distilled), parts=options.parts,
         offload=options.offload,
     )  # fmt: skip
-    steps = [len(settle(model, request).path.steps) for request in requests]
+    steps = [len(settle(ruled(model, request.lora), request).path.steps) for request in requests]
     alone = {"model": options.model, "image": options.image, "mask": options.mask, "start_noise": options.start_noise}
     several = {name: getattr(options, name) for name in ("reference", "control", "lora", "embedding")}
     read: dict[str, Any] = {name: str(path) for name, path in alone.items() if path is not None}

@@ -26,6 +26,20 @@ PEFT, HEADER = "adapter_model", "adapter_config.json"  # weights and settings in
 LORA, WORDS = ("pytorch_lora_weights", PEFT), ("learned_embeds",)  # files in folders of adapters
 
 
+def ruled(model: Model, lora: Sequence[tuple[str | Path, float]]) -> Model:
+    """The model under the contract that its adapters make it work under; only their headers are read.
+
+    An adapter for few steps says by which sampler, in how many steps and with what guidance a model is drawn with it.
+    """
+    for path, weight in lora:
+        file = find_weights(inside(Path(path), LORA, "LoRA"))
+        said = AdapterContract.from_header(read_metadata(file)) if file.suffix == ".safetensors" else None
+        changes = {name: value for name in ("guidance", "sampling") if (value := getattr(said, name, None))}
+        if changes and weight:
+            model = replace(model, contract=model.contract.model_copy(update=changes))
+    return model
+
+
 def adapted(
     model: Model,
     lora: Sequence[tuple[str | Path, float]] = (),
@@ -42,6 +56,7 @@ def adapted(
     if not lora:
         return model
     adapters = [(read_lora(model, Path(path)), weight) for path, weight in lora]
+    model = ruled(model, lora)
     change = merge if merged else attach
     text = model.text
     if text is not None:

@@ -13,7 +13,7 @@ from mezzotint.adapters import BACKBONE, Adapter, to_diffusers, to_kohya, to_pef
 from mezzotint.adapters.targets import check_places, choose
 from mezzotint.adapters.training import Settings, collect, trainable
 from mezzotint.checkpoints import write_tensors
-from mezzotint.contract import AdapterContract
+from mezzotint.contract import AdapterContract, Contract
 from mezzotint.errors import InputError
 from mezzotint.families import Model
 from mezzotint.families.parts import BACKBONES, kind_of
@@ -121,16 +121,19 @@ def with_network(model: Model, network: nn.Module) -> Model:
 
 
 def write_adapter(
-    core: Diffusion, network: nn.Module, plan: Lora, folder: Path, words: Iterable[str] = ()
-) -> AdapterContract:
+    core: Diffusion, network: nn.Module, plan: Lora, folder: Path, words: Iterable[str] = (),
+    drawn: Contract | None = None,
+) -> AdapterContract:  # fmt: skip
     """Write the changes in every layout of `plan.export`, each with its contract and other programs' notes.
 
     pytorch_lora_weights.safetensors (diffusers), kohya.safetensors, and peft/, where text encoders have folders of
-    their own. `words` call the adapter forth.
+    their own. `words` call the adapter forth; `drawn` says how a model with it samples, where that changes.
     """
     contract = AdapterContract.of(
         core.model.contract, "lora", words=words, licence=finish.licence(core), lineage=finish.lineage(core)
     )
+    if drawn:
+        contract = contract.model_copy(update={"guidance": drawn.guidance, "sampling": drawn.sampling})
     networks: dict[str, nn.Module] = {BACKBONE: network}
     if isinstance(network, Steered):
         networks = {BACKBONE: network.backbone, **network.text.networks}

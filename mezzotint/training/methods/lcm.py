@@ -126,10 +126,11 @@ class Consistency:
     def save(self, network: nn.Module, folder: Path) -> None:
         """A model folder whose contract says `lcm`, few steps, and that guidance is in the weights; or a LoRA.
 
-        The LoRA is for its base and others of its kind, with sampler `lcm`, few steps and guidance 1.
+        The LoRA is for its base and others of its kind, and says the same in its header.
         """
         if self.recipe.lora:
-            lowrank.write_adapter(self.core, network, self.recipe.lora, folder)
+            drawn = self._model(network).contract
+            lowrank.write_adapter(self.core, network, self.recipe.lora, folder, drawn=drawn)
         else:
             families.save(self._model(network), folder)
 
