@@ -369,7 +369,7 @@ def test_words_of_another_family_are_refused_by_name(place: Path, tmp_path: Path
         made = file(tmp_path / "words.safetensors", rows)
         with pytest.raises(InputError, match=f"(?s)words.safetensors.*It is for Stable Diffusion {family}"):
             with_words(model, [made])
-    with pytest.raises(InputError, match="(?s)this model reads.*It is for Stable Diffusion XL"):
+    with pytest.raises(InputError, match=r"(?s)this model reads.*It is for Stable Diffusion XL"):
         with_words(loaded(klein(place)), [made])
     with pytest.raises(InputError, match="no such embedding"):
         with_words(model, [tmp_path / "missing.pt"])
