@@ -108,12 +108,12 @@ def write_model(folder: Path, kind: str, tiny: bool) -> Path:
     """A pipeline's folder of one of the kinds."""
     layers, side = (1, 8) if tiny else (6, 32)
     scaled: dict[str, Any] = {"beta_schedule": "scaled_linear", "beta_start": 0.00085, "beta_end": 0.012}
-    if kind == "unet":
+    if kind == "unet":  # heads of 64; the file's "attention_head_dim" is how many there are
         network = library.UNet2DConditionModel(
             sample_size=side, block_out_channels=(64, 64, 64) if tiny else (64, 128, 256),
             down_block_types=("CrossAttnDownBlock2D", "CrossAttnDownBlock2D", "DownBlock2D"),
             up_block_types=("UpBlock2D", "CrossAttnUpBlock2D", "CrossAttnUpBlock2D"),
-            attention_head_dim=(1, 1, 1) if tiny else (1, 2, 4), cross_attention_dim=384,  # the numbers of heads, each of 64
+            attention_head_dim=(1, 1, 1) if tiny else (1, 2, 4), cross_attention_dim=384,
         )  # fmt: skip
         library.StableDiffusionPipeline(
             vae=vae(4), text_encoder=clip(384, False, layers), tokenizer=clip_vocabulary(), unet=spread(network, 0),
