@@ -29,8 +29,8 @@ NEEDS: dict[str, tuple[str, ...]] = {
 }
 # keys that may change when a run goes on: they do not touch the weights
 FREE = (
-    "threads", "parallel", "log_every", "checkpoints", "previews", "out", "validation", "sampling", "licence",
-    "data_licence",
+    "threads", "parallel", "recompute", "log_every", "checkpoints", "previews", "out", "validation", "sampling",
+    "licence", "data_licence",
 )  # fmt: skip
 
 

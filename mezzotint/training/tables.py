@@ -254,6 +254,7 @@ class Recipe(Section):
     seed: Annotated[int, Field(ge=0)] = 0
     precision: Literal["float32", "bfloat16"] = "float32"
     parallel: Literal["ddp", "fsdp2"] = "ddp"  # how several processes share the work
+    recompute: bool = False  # activations are computed again in the backward pass: less memory, about a third more time
     threads: Count = 0  # 0: as torch decides
     log_every: Positive = 10
     licence: str | None = None  # of the finished weights; None: the base's

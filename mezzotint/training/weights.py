@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from mezzotint.errors import InputError
+from mezzotint.layers.recompute import recompute
 from mezzotint.training import ema, parallel, state
 from mezzotint.training.methods import Following, Method, Sparing
 from mezzotint.training.recipe import Optimiser, Recipe
@@ -35,6 +36,8 @@ class Weights:
 def prepare(plan: Recipe, job: Method, accelerator: Accelerator, start: Path | None) -> Weights:
     """Wrap what the method trains for the processes at work, make average and optimisers, and fill all from `start`."""
     networks = dict(job.trained)
+    if plan.recompute:
+        recompute(nn.ModuleList(networks.values()))
     network = networks[job.averaged]
     average = ema.follow(network) if plan.ema.decay else network
     outline = None
