@@ -1,7 +1,7 @@
 """Pixels to backbone units and back."""
 
-from mezzotint.codec.codec import Autoencoder, Codec
+from mezzotint.codec.codec import DECODING, Autoencoder, Codec
 from mezzotint.codec.inpainting import inpaint_concat, mask_maps
 from mezzotint.codec.latent_space import LatentSpace
 
-__all__ = ["Autoencoder", "Codec", "LatentSpace", "inpaint_concat", "mask_maps"]
+__all__ = ["DECODING", "Autoencoder", "Codec", "LatentSpace", "inpaint_concat", "mask_maps"]

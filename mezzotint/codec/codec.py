@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from itertools import chain
 from typing import TYPE_CHECKING, Any, Protocol, cast
 
 from mezzotint.codec.latent_space import LatentSpace
-from mezzotint.digests import module_digest
+from mezzotint.digests import module_digest, settings_of, tensors_digest
 from mezzotint.errors import InputError
 from mezzotint.files import sha256_json
 
 if TYPE_CHECKING:
     import torch
     from torch import Tensor, nn
+
+
+DECODING = ("decoder.", "post_quant_conv.", "quantize.", "synthesis")  # parameters that only `decode` uses
 
 
 class Autoencoder(Protocol):
@@ -36,12 +40,14 @@ class Autoencoder(Protocol):
 class Codec:
     """An autoencoder together with the latent space that its backbone was trained in.
 
-    It computes in the autoencoder's dtype and answers in that of its argument.
+    It computes in the autoencoder's dtype and answers in that of its argument. `decodes` names the codecs that it came
+    from by training the decoder alone: what they encoded, it decodes.
     """
 
-    def __init__(self, autoencoder: nn.Module, space: LatentSpace | None = None) -> None:
+    def __init__(self, autoencoder: nn.Module, space: LatentSpace | None = None, decodes: Iterable[str] = ()) -> None:
         self.autoencoder = autoencoder
         self.space = space or LatentSpace()
+        self.decodes = tuple(decodes)
         self._network = cast(Autoencoder, autoencoder)  # the same object, typed as what is asked of it
         self.factor = self._network.factor
         self.channels = self._network.latent_channels
@@ -51,6 +57,13 @@ class Codec:
         """Names what a latent means: autoencoder (settings and weights), scale and shift."""
         network = module_digest(self.autoencoder, self._network.config)
         return sha256_json({"autoencoder": network, "scale": self.space.scale, "shift": self.space.shift})
+
+    def encoder_digest(self) -> str:
+        """Names what the autoencoder encodes to: its settings, and its tensors but for those that only decode."""
+        stored = self.autoencoder.state_dict()
+        tensors = {name: tensor for name, tensor in stored.items() if not name.startswith(DECODING)}
+        settings = {"class": type(self.autoencoder).__name__, "config": settings_of(self._network.config)}
+        return sha256_json({**settings, "tensors": tensors_digest(tensors)})
 
     def encode(self, pixels: Tensor) -> Tensor:
         """Mean latents (B, channels, H/factor, W/factor) in backbone units of (B, pixel_channels, H, W) in [-1, 1]."""

@@ -64,10 +64,10 @@ class Flux2VAEConfig:
 
 
 class Flux2VAE(nn.Module):
-    """Pixels (B, 3, H, W) to mean latents (B, 128, H / 16, W / 16) and back.
+    """Pixels (B, 3, H, W) to Gaussian moments (B, 256, H / 16, W / 16), and latents (B, 128, h, w) back to pixels.
 
     The plain autoencoder has 32 channels at 1/8; 2 x 2 patches of them are the channels here, (c, row, column) with the
-    column fastest. The batch norm holds statistics and never runs: see `latent_space`. The log-variance is dropped.
+    column fastest. The batch norm holds statistics and never runs: see `latent_space`.
     """
 
     def __init__(self, config: Flux2VAEConfig | None = None) -> None:
@@ -86,15 +86,23 @@ class Flux2VAE(nn.Module):
         self.bn = nn.BatchNorm2d(self.latent_channels, config.batch_norm_eps, config.batch_norm_momentum, affine=False)
 
     def encode(self, pixels: Tensor) -> Tensor:
-        """Mean latents in patches, (B, 4 C_z, H / f, W / f), of pixels in [-1, 1]."""
+        """Mean, then log-variance, of latents in patches, (B, 8 C_z, H / f, W / f), of pixels in [-1, 1]."""
         moments = self.encoder(pixels)  # (B, 2 C_z, 2 H / f, 2 W / f)
         moments = moments if self.quant_conv is None else self.quant_conv(moments)
-        return F.pixel_unshuffle(moments.chunk(2, dim=1)[0], PATCH)
+        return F.pixel_unshuffle(moments, PATCH)  # the channels of the mean stay before those of the log-variance
 
     def decode(self, z: Tensor) -> Tensor:
         """Pixels in about [-1, 1], (B, C, f h, f w)."""
         z = F.pixel_shuffle(z, PATCH)  # (B, C_z, 2 h, 2 w)
         return self.decoder(z if self.post_quant_conv is None else self.post_quant_conv(z))
+
+
+@torch.no_grad()
+def keep_statistics(vae: Flux2VAE, mean: Tensor, variance: Tensor) -> None:
+    """Make `latent_space` whiten latents of this mean and variance (C,)."""
+    assert vae.bn.running_mean is not None and vae.bn.running_var is not None
+    vae.bn.running_mean.copy_(mean)
+    vae.bn.running_var.copy_((variance - vae.config.batch_norm_eps).clamp_min(0))
 
 
 def latent_space(vae: Flux2VAE) -> LatentSpace:

@@ -57,13 +57,24 @@ class Codebook(nn.Module):
     def __init__(self, codes: int, channels: int) -> None:
         super().__init__()
         self.embedding = nn.Embedding(codes, channels)
+        nn.init.uniform_(self.embedding.weight, -1 / codes, 1 / codes)  # so near each other that all are in use
 
     def forward(self, z: Tensor) -> Tensor:
         codes = self.embedding.weight
-        vectors = z.movedim(1, -1).reshape(-1, z.shape[1]).float()  # (B h w, C); in half precision another code may win
-        nearest = torch.cat([torch.cdist(rows, codes.float()).argmin(1) for rows in vectors.split(ROWS)])
+        vectors = z.detach().movedim(1, -1).reshape(-1, z.shape[1]).float()  # (B h w, C); in half another code may win
+        table = codes.detach().float()
+        nearest = torch.cat([torch.cdist(rows, table).argmin(1) for rows in vectors.split(ROWS)])
         found = F.embedding(nearest, codes).unflatten(0, (len(z), *z.shape[2:]))  # (B, h, w, C)
         return found.movedim(-1, 1)
+
+    def learn(self, z: Tensor, commitment: float) -> tuple[Tensor, Tensor]:
+        """z_q whose gradient goes straight through to z, and what brings codes to latents and latents to codes.
+
+        mean (sg(z) - z_q)^2 + commitment * mean (z - sg(z_q))^2 (van den Oord et al. 2017, eq. 3, as means).
+        """
+        found, exact = self(z), z.float()
+        loss = (exact.detach() - found).square().mean() + commitment * (exact - found.detach()).square().mean()
+        return z + (found - z).detach(), loss
 
 
 class VQ(nn.Module):
@@ -93,4 +104,8 @@ class VQ(nn.Module):
 
     def decode(self, z: Tensor) -> Tensor:
         """Pixels in about [-1, 1], (B, C, f h, f w), of the codes nearest to z."""
-        return self.decoder(self.post_quant_conv(self.quantize(z)))
+        return self.decode_codes(self.quantize(z))
+
+    def decode_codes(self, codes: Tensor) -> Tensor:
+        """Pixels in about [-1, 1], (B, C, f h, f w), of latents that went through the codebook."""
+        return self.decoder(self.post_quant_conv(codes))

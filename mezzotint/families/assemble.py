@@ -73,9 +73,15 @@ def codec_of(materials: Materials, family: Family, dtype: torch.dtype) -> Codec:
     material = materials.material(family.codec, remedy)
     part, config = configured(AUTOENCODERS, material.config, material.at / "config.json")
     network = built(part, config, material, dtype)
+    return Codec(network, space_of(network))
+
+
+def space_of(network: nn.Module) -> LatentSpace:
+    """The latent space that an autoencoder's stored statistics or its settings state."""
     if isinstance(network, Flux2VAE):
-        return Codec(network, latent_space(network))
-    return Codec(network, LatentSpace(scale=config.scaling_factor, shift=getattr(config, "shift_factor", None) or 0.0))
+        return latent_space(network)
+    scale, shift = (getattr(network.config, f"{name}_factor", None) for name in ("scaling", "shift"))
+    return LatentSpace(scale=1.0 if scale is None else scale, shift=shift or 0.0)  # pyright: ignore[reportArgumentType]
 
 
 def codec_dtypes(materials: Materials, family: Family) -> tuple[str, ...]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -11,7 +12,7 @@ import torch
 from torch import Tensor
 
 from mezzotint.checkpoints import fill, read_json, read_part, write_folder, write_sharded
-from mezzotint.codec import Codec
+from mezzotint.codec import Codec, LatentSpace
 from mezzotint.contract import (
     FILE,
     Contract,
@@ -25,6 +26,7 @@ from mezzotint.contract import (
 )  # fmt: skip
 from mezzotint.digests import tensors_digest
 from mezzotint.errors import InputError
+from mezzotint.families.assemble import space_of
 from mezzotint.families.materials import read_folder
 from mezzotint.families.model import Model, placed
 from mezzotint.families.parts import AUTOENCODERS, BACKBONES, Part, configured, kind_of
@@ -37,6 +39,7 @@ from mezzotint.text import TextEncoder
 from mezzotint.text.minilm import load_saved
 
 INDEX, STEM, MARK = "model_index.json", "diffusion_pytorch_model", "Mezzotint"
+SPACE = "latent_space.json"  # beside an autoencoder: its latent space, and the codecs whose latents it decodes
 
 
 def save(model: Model, path: Path, dtype: torch.dtype | None = None) -> Model:
@@ -57,7 +60,7 @@ def save(model: Model, path: Path, dtype: torch.dtype | None = None) -> Model:
 
     def write(folder: Path) -> None:
         _write_part(folder / part.folder, name, backbone.config, stored)
-        _write_part(folder / vae.folder, vae_name, codec.autoencoder.config, codec.autoencoder.state_dict())
+        write_autoencoder(codec, folder / vae.folder)
         write_json(
             folder / "scheduler" / "scheduler_config.json",
             scheduler_config(contract.process, contract.sampling, learned=contract.variance == "learned"),
@@ -107,13 +110,9 @@ def load(path: Path, device: str | torch.device, dtype: torch.dtype, force: bool
     contract = check_backbone(contract, at, part.facts(config), digest, folder, force)
     backbone = fill(lambda: part.network(config), tensors, dtype, folder)
 
-    folder = path / "vae"
-    part, config = _read_config(AUTOENCODERS, folder)
-    codec_dtype = dtype if wanted in contract.dtypes.codec else torch.float32
-    tensors = read_part(folder, STEM)
-    exact = Codec(fill(lambda: part.network(config), tensors, torch.float32, folder), contract.latent.space())
-    contract = check_codec(contract, at, exact, folder, force)
-    codec = Codec(exact.autoencoder.to(dtype=codec_dtype), exact.space)
+    codec = read_autoencoder(path / "vae", contract.latent.space())
+    contract = check_codec(contract, at, codec, path / "vae", force)
+    codec.autoencoder.to(dtype=dtype if wanted in contract.dtypes.codec else torch.float32)
 
     text = read_text(path, contract)
     contract = check_text(contract, at, TextFacts.of(text) if text else None, path / "text_encoder", force)
@@ -134,6 +133,50 @@ def read_text(path: Path, contract: Contract) -> TextEncoder | None:
     materials = read_folder(path)
     written = any(part.startswith("text_encoder") for part in materials.parts)  # whatever their folders are called
     return family.text(materials, torch.float32) if written else None
+
+
+def read_autoencoder(folder: Path, space: LatentSpace | None = None) -> Codec:
+    """The codec of an autoencoder's folder, in float32, with the latent space that is given, or that its files state.
+
+    InputError where it claims another codec's latents, and its encoder is not the one that the claim was made for.
+    """
+    part, config = _read_config(AUTOENCODERS, folder)
+    network = fill(lambda: part.network(config), read_part(folder, STEM), torch.float32, folder)
+    stated = read_json(folder / SPACE) if (folder / SPACE).is_file() else {}
+    if space is None:
+        space = _stated_space(stated, folder / SPACE) if stated else space_of(network)
+    decodes = stated.get("decodes", [])
+    if not isinstance(decodes, list) or not all(isinstance(digest, str) for digest in decodes):
+        raise InputError(f"{folder / SPACE}: decodes must be a list of digests; found {decodes!r}")
+    codec = Codec(network, space, decodes)
+    if decodes and stated.get("encoder") != codec.encoder_digest():
+        raise InputError(
+            f"{folder / SPACE} says that latents of {decodes[0][:12]}... are decoded here, but the encoder's weights in"
+            f" {folder} are not those it was written for.\nRestore the folder from the run that made it."
+        )
+    return codec
+
+
+def write_autoencoder(codec: Codec, folder: Path, facts: Mapping[str, Any] | None = None) -> None:
+    """config.json and weights, and in latent_space.json what neither says; `facts` are more of what is known of it."""
+    name, _ = kind_of(AUTOENCODERS, codec.autoencoder)
+    _write_part(folder, name, codec.autoencoder.config, codec.autoencoder.state_dict())
+    stated: dict[str, Any] = {"scale": codec.space.scale, "shift": codec.space.shift, **(facts or {})}
+    if codec.decodes:
+        stated |= {"decodes": list(codec.decodes), "encoder": codec.encoder_digest()}
+    if codec.decodes or facts is not None:
+        write_json(folder / SPACE, stated)
+
+
+def _stated_space(stated: Mapping[str, Any], at: Path) -> LatentSpace:
+    numbers: list[Any] = []
+    for key in ("scale", "shift"):
+        value = stated.get(key)
+        values = value if isinstance(value, list) else [value]
+        if not values or not all(isinstance(v, (int, float)) and math.isfinite(v) for v in values):
+            raise InputError(f"{at}: {key} must be a number, or one per channel; found {value!r}")
+        numbers.append(tuple(values) if isinstance(value, list) else value)
+    return LatentSpace(*numbers)
 
 
 def _read_config(parts: Mapping[str, Part], folder: Path) -> tuple[Part, Any]:

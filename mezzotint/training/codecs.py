@@ -1,73 +1,103 @@
-"""An autoencoder on its own: what the vae method writes and what latents for other methods are made with."""
+"""An autoencoder on its own: what the vae method starts from and writes, and what latents are made with."""
 
 from __future__ import annotations
 
-import math
-from dataclasses import asdict
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from mezzotint.checkpoints import fill, read_json, read_part, write_folder, write_tensors
-from mezzotint.codec import Codec, LatentSpace
+from mezzotint.checkpoints import open_tensors, read_json, write_folder
+from mezzotint.codec import Codec
 from mezzotint.contract import FILE as CONTRACT
+from mezzotint.contract import Licence, check_codec, read_contract
 from mezzotint.errors import InputError
-from mezzotint.families import load
-from mezzotint.families.native import AUTOENCODERS, STEM
+from mezzotint.families.assemble import built, codec_of, space_of
+from mezzotint.families.flux2 import VAE_SECTION
+from mezzotint.families.load import gather, is_native
+from mezzotint.families.materials import INDEX, section_part, shapes_of
+from mezzotint.families.native import AUTOENCODERS, SPACE, read_autoencoder, write_autoencoder
+from mezzotint.families.parts import configured
 from mezzotint.files import write_json
 
-SPACE = "latent_space.json"  # {"scale": number or one per channel, "shift": ...}: backbone = (z - shift) * scale
+UNKNOWN = "unknown"  # of a licence that no file states
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """A codec in float32, the folder or file that its weights came from, and the licence that they came under."""
+
+    codec: Codec
+    at: Path
+    licence: Licence
 
 
 def write_codec(codec: Codec, path: Path, facts: dict[str, Any] | None = None) -> Path:
     """Write config.json, weights and latent_space.json as a folder, whole or not at all."""
-    network = codec.autoencoder
-    config: Any = network.config
-    name = next(name for name, part in AUTOENCODERS.items() if isinstance(config, part.config))
 
     def write(folder: Path) -> None:
-        write_json(folder / "config.json", {"_class_name": name, **asdict(config)})
-        write_tensors(folder / f"{STEM}.safetensors", network.state_dict())
-        write_json(folder / SPACE, {"scale": codec.space.scale, "shift": codec.space.shift, **(facts or {})})
+        write_autoencoder(codec, folder, facts or {})
         # marks a folder that may be replaced by a newer one of its kind
-        write_json(folder / "model_index.json", {"_class_name": "MezzotintCodec", "digest": codec.digest()})
+        write_json(folder / INDEX, {"_class_name": "MezzotintCodec", "digest": codec.digest()})
 
     return write_folder(path, write)
 
 
 def read_codec(path: Path) -> tuple[Codec, Path]:
-    """The codec of an autoencoder folder or of a model folder, and the folder that its weights came from.
+    """The codec of anything that `find` takes, and the folder or file that its weights came from."""
+    found = find(path)
+    return found.codec, found.at
 
-    Without latent_space.json the published scaling_factor and shift_factor of config.json hold.
+
+def find(path: Path) -> Found:
+    """The codec of an autoencoder's folder, or of a model: a folder of any family, or an original single file.
+
+    The latent space is the model's: of its contract, latent_space.json, the stored statistics, or scaling_factor and
+    shift_factor. InputError where there is neither.
     """
     path = Path(path)
-    if (path / CONTRACT).is_file():
-        return load(path).codec, path / "vae"
-    if not (path / "config.json").is_file():
-        raise InputError(f"{path} is neither an autoencoder folder (config.json is missing) nor a model folder.")
-    data = read_json(path / "config.json")
-    name = data.get("_class_name")
-    if name not in AUTOENCODERS:
-        raise InputError(f"{path / 'config.json'}: _class_name is {name!r}; known: {', '.join(AUTOENCODERS)}")
-    part = AUTOENCODERS[name]
+    if path.is_dir() and not is_native(path):
+        if (path / "config.json").is_file() and read_json(path / "config.json").get("_class_name") in AUTOENCODERS:
+            return _in_model(path) or _alone(path)
+        if not (path / INDEX).is_file() and not any(path.glob("*/config.json")):
+            raise InputError(f"{path} is neither an autoencoder folder (config.json is missing) nor a model folder.")
+    if not path.exists():
+        raise InputError(f"no such autoencoder or model: {path}")
+    return _of_model(path)
+
+
+def _of_model(path: Path) -> Found:
+    if path.is_dir() and is_native(path):
+        contract, at = read_contract(path), path / "vae"
+        codec = read_autoencoder(at, contract.latent.space())
+        check_codec(contract, path / CONTRACT, codec, at)
+        return Found(codec, at, contract.licence)
+    if path.is_file() and "bn.running_mean" in shapes_of(tensors := open_tensors(path)):  # FLUX.2's, published alone
+        material = section_part(VAE_SECTION, tensors, path)
+        network = built(*configured(AUTOENCODERS, material.config, path), material, torch.float32)
+        return Found(Codec(network, space_of(network)), path, Licence(weights=UNKNOWN))
+    family, materials = gather(path)
+    codec = codec_of(materials, family, torch.float32)
+    at = materials.parts[family.codec].at if family.codec else path
+    return Found(codec, at, Licence(weights=family.licence(materials)))
+
+
+def _in_model(folder: Path) -> Found | None:
+    """What the model says of a part of it, whose own files may not know its latent space or licence."""
+    model = folder.parent
+    if (folder / SPACE).is_file() or not ((model / INDEX).is_file() or (model / CONTRACT).is_file()):
+        return None
     try:
-        config = part.config.from_config(data)
-    except (TypeError, ValueError, InputError) as error:
-        raise InputError(f"{path / 'config.json'}: {error}") from error
-    network = fill(lambda: part.network(config), read_part(path, STEM), torch.float32, path)
-    return Codec(network, _space(path, data)), path
+        found = _of_model(model)
+    except InputError:
+        if is_native(model):
+            raise
+        return None  # parts of a model that is not known here
+    return found if found.at == folder else None
 
 
-def _space(path: Path, config: dict[str, Any]) -> LatentSpace:
-    if not (path / SPACE).is_file():
-        return LatentSpace(config.get("scaling_factor") or 1.0, config.get("shift_factor") or 0.0)
-    stored = read_json(path / SPACE)
-    numbers = []
-    for key in ("scale", "shift"):
-        value = stored.get(key)
-        values = value if isinstance(value, list) else [value]
-        if not values or not all(isinstance(v, (int, float)) and math.isfinite(v) for v in values):
-            raise InputError(f"{path / SPACE}: {key} must be a number, or one per channel; found {value!r}")
-        numbers.append(tuple(values) if isinstance(value, list) else value)
-    return LatentSpace(*numbers)
+def _alone(folder: Path) -> Found:
+    stated = read_json(folder / SPACE) if (folder / SPACE).is_file() else {}
+    licence = Licence(weights=str(stated.get("licence") or UNKNOWN), data=stated.get("data_licence"))
+    return Found(read_autoencoder(folder), folder, licence)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Mapping
-from dataclasses import fields
+from dataclasses import fields, replace
 from importlib import import_module
 from pathlib import Path
 from typing import Any, TypeVar
@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from mezzotint.backbones.initialise import initialise
-from mezzotint.codec import Codec
+from mezzotint.codec import DECODING, Codec
 from mezzotint.codec.pixels import Pixels, PixelsConfig
 from mezzotint.contract import (
     FILE,
@@ -33,7 +33,7 @@ from mezzotint.families.model import placed, places
 from mezzotint.families.native import AUTOENCODERS, identified
 from mezzotint.process import Process, RectifiedFlow
 from mezzotint.text import TextEncoder
-from mezzotint.training.codecs import read_codec
+from mezzotint.training.codecs import Found, find, read_codec
 from mezzotint.training.tables import Base, Recipe
 
 Network = TypeVar("Network", bound=nn.Module)
@@ -46,7 +46,9 @@ BACKBONES = {
 DTYPES: Mapping[str, torch.dtype] = {
     "float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16,
 }  # fmt: skip
-AUTOENCODER_NAMES = {"kl_vae": "AutoencoderKL", "patch_pca": "PatchPCA"}  # recipe name -> published class name
+AUTOENCODER_NAMES = {  # recipe name -> published class name
+    "kl_vae": "AutoencoderKL", "flux2_vae": "AutoencoderKLFlux2", "vq": "VQModel", "patch_pca": "PatchPCA",
+}  # fmt: skip
 
 
 def model(recipe: Recipe, device: torch.device) -> Model:
@@ -95,6 +97,7 @@ def based(recipe: Recipe, plan: Base, device: torch.device) -> Model:
     if recipe.codec and recipe.codec.path:
         other, where = read_codec(Path(recipe.codec.path))
         check_codec(contract, at, other, where)
+        found = replace(found, codec=other)  # the base's own, or one with a decoder that was trained further
     return identified(found)
 
 
@@ -146,16 +149,28 @@ def settled(network: Network, device: torch.device) -> Network:
     return network.to(device).eval().requires_grad_(False)
 
 
-def autoencoder(recipe: Recipe) -> nn.Module:
-    """The autoencoder that the vae method trains: a fresh one, or that of a folder."""
+def autoencoder(recipe: Recipe) -> tuple[nn.Module, Found | None]:
+    """The autoencoder that the vae method trains, in train mode, and what it started from: None for a new one.
+
+    With `trains = "decoder"` what only encodes, or does both, is frozen.
+    """
     plan = recipe.vae
     if plan is None:
         raise InputError("the recipe needs a [vae] table")
     if plan.start:
-        found, where = read_codec(Path(plan.start))
-        if found.pixel_channels != recipe.data.channels:
-            raise InputError(f"data.channels is {recipe.data.channels}, {where} reads {found.pixel_channels}.")
-        return found.autoencoder.train().requires_grad_(True)
+        if plan.config:
+            raise InputError(f"{recipe.at}: vae.config is for a new autoencoder, vae.start has its own: leave one out.")
+        found = find(Path(plan.start))
+        network, channels = found.codec.autoencoder, found.codec.pixel_channels
+        if not any(True for _ in network.parameters()):
+            raise InputError(f"{plan.start} has no autoencoder: it works on pixels. Give another vae.start.")
+        if channels != recipe.data.channels:
+            raise InputError(f"data.channels is {recipe.data.channels}, {found.at} reads {channels}.")
+        for name, parameter in network.named_parameters():
+            parameter.requires_grad_(plan.trains == "all" or name.startswith(DECODING))
+        return network.train(), found
+    if plan.trains == "decoder":
+        raise InputError(f'{recipe.at}: vae.trains = "decoder" needs a vae.start: a new encoder knows nothing yet.')
     name = AUTOENCODER_NAMES.get(plan.name)
     if name is None:
         near = difflib.get_close_matches(plan.name, AUTOENCODER_NAMES, n=1, cutoff=0.0)[0]
@@ -163,7 +178,7 @@ def autoencoder(recipe: Recipe) -> nn.Module:
     part = AUTOENCODERS[name]
     known = {f.name for f in fields(part.config)}
     implied = {key: recipe.data.channels for key in ("in_channels", "out_channels", "pixel_channels") if key in known}
-    return part.network(_config(part.config, {**implied, **plan.config}, "vae.config"))
+    return part.network(_config(part.config, {**implied, **plan.config}, "vae.config")), None
 
 
 def times(under: Process, share: Tensor) -> Tensor:

@@ -160,11 +160,13 @@ class Lcm(Section):
 
 
 class Vae(Section):
-    """The autoencoder objective: reconstruction + perceptual + adversarial + KL."""
+    """The autoencoder objective: reconstruction + perceptual + adversarial + KL, or the codebook's loss."""
 
     name: str = "kl_vae"
     config: dict[str, Any] = {}
-    start: str | None = None  # autoencoder folder to start from
+    start: str | None = None  # to go on from: a model, folder or single file of any family, or an autoencoder's folder
+    trains: Literal["all", "decoder"] | None = None  # None: all of a new one, of a start the decoder alone, which keeps
+    # every latent as it is, and so the backbones and LoRAs that were trained on them
     reconstruction: Literal["l1", "l2"] = "l1"
     gradient: Annotated[float, Field(ge=0)] = 0.0  # weight of the same distance between image gradients: edges, cracks
     perceptual: Annotated[float, Field(ge=0)] = 1.0
@@ -174,6 +176,8 @@ class Vae(Section):
     discriminator_layers: Positive = 3
     discriminator_rate: Annotated[float, Field(gt=0)] = 1.0  # its learning rate relative to the autoencoder's
     kl: Annotated[float, Field(ge=0)] = 1e-6
+    codebook: Annotated[float, Field(ge=0)] = 1.0  # weight of the loss of a codebook,
+    commitment: Annotated[float, Field(ge=0)] = 0.25  # and in it of what holds latents to their codes
     sample: bool = True  # decode a draw from the posterior; off: decode its mean
 
 

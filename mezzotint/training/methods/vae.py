@@ -1,4 +1,7 @@
-"""Train an autoencoder: distance + perceptual distance + patch discriminator + KL (Rombach et al. 2022, app. G)."""
+"""Train an autoencoder: distance + perceptual distance + patch discriminator + KL (Rombach et al. 2022, app. G).
+
+A new one, or that of any model further: then its latent space stays, and by default its encoder too.
+"""
 
 from __future__ import annotations
 
@@ -11,6 +14,9 @@ from torch import Tensor, nn
 from mezzotint import images
 from mezzotint.backbones import efficientnet
 from mezzotint.codec import Codec, LatentSpace
+from mezzotint.codec.flux2_vae import Flux2VAE, keep_statistics, latent_space
+from mezzotint.codec.patch_pca import PatchPCA
+from mezzotint.codec.vq import VQ
 from mezzotint.data import folder
 from mezzotint.data.folder import ImageFolder
 from mezzotint.errors import InputError
@@ -25,28 +31,34 @@ if TYPE_CHECKING:
 
 
 class Passage(nn.Module):
-    """Once through an autoencoder: pixels and unit noise to reconstruction, mean and (if it has one) log-variance."""
+    """Once through an autoencoder: pixels and unit noise to the reconstruction and the loss of the bottleneck.
 
-    def __init__(self, network: nn.Module) -> None:
+    That is the KL divergence of a posterior from N(0, 1), or the codebook's loss; None where nothing is squeezed.
+    """
+
+    def __init__(self, network: nn.Module, commitment: float) -> None:
         super().__init__()
-        self.network = network
+        self.network, self.commitment = network, commitment
 
-    def forward(self, pixels: Tensor, noise: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
+    def forward(self, pixels: Tensor, noise: Tensor) -> tuple[Tensor, Tensor | None]:
         network = cast(Any, self.network)
-        moments = network.encode(pixels)  # (B, C or 2C, h, w)
-        mean, log_variance = moments[:, : noise.shape[1]], None
-        z = mean
-        if moments.shape[1] == 2 * noise.shape[1]:
-            log_variance = moments[:, noise.shape[1] :].clamp(-30, 20)
-            z = mean + torch.exp(log_variance / 2) * noise
-        return network.decode(z), mean, log_variance
+        z = network.encode(pixels)  # (B, C or 2C, h, w)
+        if isinstance(network, VQ):
+            codes, loss = network.quantize.learn(z, self.commitment)
+            return network.decode_codes(codes), loss
+        if z.shape[1] == noise.shape[1]:
+            return network.decode(z), None
+        mean, log_variance = z.float().chunk(2, dim=1)
+        log_variance = log_variance.clamp(-30, 20)
+        return network.decode(mean + torch.exp(log_variance / 2) * noise), kl(mean, log_variance)
 
 
 class Vae:
     """loss = distance + perceptual + balance * adversarial + KL; the discriminator has its own loss and optimiser.
 
     Distances are means over numbers, so the KL is summed over latents and divided by the pixel count: `vae.kl` then
-    compares with published weights, which stand beside distances summed over pixels.
+    compares with published weights, which stand beside distances summed over pixels. With a codebook its loss takes
+    the place of the KL. Where the decoder trains alone there is no KL: the posterior does not move.
     """
 
     averaged = "autoencoder"
@@ -54,12 +66,15 @@ class Vae:
     def __init__(self, recipe: Recipe, place: Place) -> None:
         assert recipe.vae is not None  # recipe.check saw to it
         self.recipe, self.plan, self.place = recipe, recipe.vae, place
-        network = cast(Any, parts.autoencoder(recipe))
-        self.latent_channels, self.factor = int(network.latent_channels), int(network.factor)
         data, plan = recipe.data, recipe.vae
+        trained, self.start = parts.autoencoder(recipe)
+        self.network = network = cast(Any, trained)
+        self.latent_channels, self.factor = int(network.latent_channels), int(network.factor)
+        self.encodes = self.start is None or plan.trains == "all"  # whether what latents mean is learned too
         if data.size[0] % self.factor or data.size[1] % self.factor:
             raise InputError(f"data.size {list(data.size)} must be multiples of {self.factor} for this autoencoder.")
-        self.trained: dict[str, nn.Module] = {"autoencoder": Passage(network).to(place.device)}
+        passage = Passage(network, plan.commitment if self.encodes else 0.0)  # an encoder at rest commits to nothing
+        self.trained: dict[str, nn.Module] = {"autoencoder": passage.to(place.device)}
         self.rates = {"autoencoder": 1.0}
         if plan.adversarial:
             judge = PatchDiscriminator(data.channels, plan.discriminator_channels, plan.discriminator_layers)
@@ -73,6 +88,8 @@ class Vae:
             self.held_out = folder.read(Path(data.validation), data.size, data.channels)
         self.mirrorings = folder.mirrorings(list(data.flips))
         self.digests = {"data": self.images.manifest.digest}
+        if self.start is not None:
+            self.digests["codec"] = self.start.codec.digest()
 
     def draw(self, step: int) -> Batch:
         """Images in shuffled order, mirrored at random, and the noise of the posterior."""
@@ -89,7 +106,7 @@ class Vae:
     def loss(self, batch: Batch, step: int) -> tuple[Tensor, dict[str, Tensor]]:
         """Both players' losses in one sum: their gradients do not meet, each sees the other as fixed."""
         pixels, plan = batch["pixels"], self.plan
-        drawn, mean, log_variance = self.trained["autoencoder"](pixels, batch["noise"])
+        drawn, squeezed = self.trained["autoencoder"](pixels, batch["noise"])
         drawn = drawn.float()
         distance = reconstruction(plan, drawn, pixels)
         numbers = {"loss/distance": distance.detach()}
@@ -98,8 +115,11 @@ class Vae:
             numbers["loss/perceptual"] = perceptual.detach()
             distance = distance + plan.perceptual * perceptual
         total = distance
-        if log_variance is not None and self.plan.kl:
-            divergence = kl(mean, log_variance) / pixels[0].numel()
+        if squeezed is not None and isinstance(self.network, VQ):
+            numbers["loss/codebook"] = squeezed.detach()
+            total = total + plan.codebook * squeezed
+        elif squeezed is not None and self.encodes and plan.kl:
+            divergence = squeezed / pixels[0].numel()
             numbers["loss/kl"] = divergence.detach()
             total = total + plan.kl * divergence
         if "discriminator" in self.trained and step >= plan.discriminator_start:
@@ -128,7 +148,7 @@ class Vae:
         absolute, psnr, perceptual = 0.0, 0.0, 0.0
         for piece in index.split(16):
             pixels = self.held_out.pixels(piece).to(self.place.device)
-            drawn, _, _ = network(pixels, self._no_noise(pixels))
+            drawn, _ = network(pixels, self._no_noise(pixels))
             error = ((drawn - pixels) / 2).flatten(1)
             absolute += float((2 * error).abs().mean(1).double().sum())
             psnr += float((-10 * torch.log10(error.square().mean(1).clamp_min(1e-12))).double().sum())
@@ -143,25 +163,41 @@ class Vae:
         source = self.held_out or self.images
         count = min(self.recipe.previews.count, len(source))
         pixels = source.pixels(torch.linspace(0, len(source) - 1, count).round().long()).to(self.place.device)
-        drawn, _, _ = network(pixels, self._no_noise(pixels))
+        drawn, _ = network(pixels, self._no_noise(pixels))
         return [image for pair in zip(images.to_images(pixels), images.to_images(drawn), strict=True) for image in pair]
 
     @torch.no_grad()
     def save(self, network: nn.Module, folder: Path) -> None:
-        """An autoencoder folder whose latent space whitens every channel over the training images."""
-        autoencoder = cast(Any, network).network
+        """An autoencoder folder: in the latent space that it started with, or in one that whitens the training images.
+
+        Where the decoder trained alone, the folder says whose latents it decodes.
+        """
+        autoencoder, recipe, start = cast(Any, network).network, self.recipe, self.start
+        facts = {
+            "licence": recipe.licence or (start.licence.weights if start else codecs.UNKNOWN),
+            "data_licence": recipe.data_licence or (start.licence.data if start else None),
+            "dataset": self.digests["data"], "recipe": finish.digest(recipe), "code": finish.version(),
+        }  # fmt: skip
+        if start is None:
+            codec = Codec(autoencoder, self._whitened(autoencoder))
+        else:
+            base = self.digests["codec"]
+            facts["base"] = base
+            codec = Codec(autoencoder, start.codec.space, () if self.encodes else (*start.codec.decodes, base))
+        codecs.write_codec(codec, folder, facts)
+
+    def _whitened(self, autoencoder: Any) -> LatentSpace:
+        """Mean 0 and deviation 1 in every channel over the training images; kept as statistics where there is room."""
         means = []
         for piece in torch.arange(len(self.images)).split(16):
             pixels = self.images.pixels(piece).to(self.place.device)
             means.append(autoencoder.encode(pixels)[:, : self.latent_channels].double().cpu())  # (B, C, h, w)
         z = torch.cat(means).transpose(0, 1).flatten(1)  # (C, all)
+        if isinstance(autoencoder, Flux2VAE):
+            keep_statistics(autoencoder, z.mean(1), z.var(1))
+            return latent_space(autoencoder)
         scale = 1 / z.std(1).clamp_min(1e-6)
-        space = LatentSpace(tuple(scale.float().tolist()), tuple(z.mean(1).float().tolist()))
-        facts = {
-            "licence": self.recipe.licence or "unknown", "data_licence": self.recipe.data_licence,
-            "dataset": self.digests["data"], "recipe": finish.digest(self.recipe), "code": finish.version(),
-        }  # fmt: skip
-        codecs.write_codec(Codec(autoencoder, space), folder, facts)
+        return LatentSpace(tuple(scale.float().tolist()), tuple(z.mean(1).float().tolist()))
 
     def _no_noise(self, pixels: Tensor) -> Tensor:
         height, width = (side // self.factor for side in pixels.shape[-2:])
@@ -169,8 +205,7 @@ class Vae:
 
     def _last(self) -> Tensor:
         """The weights that everything drawn passes through last."""
-        network = self.trained["autoencoder"]
-        return [p for p in network.parameters() if p.ndim > 1 and p.requires_grad][-1]
+        return self.network.synthesis if isinstance(self.network, PatchPCA) else self.network.decoder.conv_out.weight
 
 
 def reconstruction(plan: Plan, drawn: Tensor, pixels: Tensor) -> Tensor:
