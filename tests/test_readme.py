@@ -39,3 +39,30 @@ def test_links_lead_to_files() -> None:
     for page in pages:
         for link in re.findall(r"\]\(([^)#]+)\)", page.read_text()):
             assert link.startswith("http") or (page.parent / link).exists(), f"{page.name} links {link}"
+
+
+def test_every_recipe_reads(tmp_path: Path) -> None:
+    """Those in the documents and those of the repository: no unknown key, no table missing."""
+    from mezzotint.training import recipe
+
+    root = README.parent
+    blocks = [
+        block
+        for page in (README, *(root / "docs").glob("*.md"))
+        for block in re.findall(r"^```toml\n(.*?)^```", page.read_text(), re.MULTILINE | re.DOTALL)
+    ]
+    assert len(blocks) >= 2
+    for block in blocks:
+        (tmp_path / "block.toml").write_text(block)
+        recipe.read(tmp_path / "block.toml")
+    own = [path for path in (root / "recipes").rglob("*.toml") if "method" in path.read_text()]
+    assert len(own) >= 10
+    for path in own:
+        recipe.read(path)
+
+
+def test_the_guide_names_every_method() -> None:
+    from mezzotint.training.methods import METHODS
+
+    text = (README.parent / "docs" / "fine-tuning.md").read_text()
+    assert all(f"`{name}`" in text for name in METHODS)

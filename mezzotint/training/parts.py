@@ -75,7 +75,9 @@ def based(recipe: Recipe, plan: Base, device: torch.device) -> Model:
             " base badly.\nTrain on the base model that it was distilled from, or say base.train_distilled = true."
         )
     if recipe.process is not None:
-        check_finetune(contract, at, Process.from_dict(recipe.process), recipe.at)
+        scheduler = Path(plan.path) / "scheduler" / "scheduler_config.json"
+        said_by = scheduler if at.name != FILE and scheduler.is_file() else at
+        check_finetune(contract, said_by, Process.from_dict(recipe.process), recipe.at)
     said: dict[str, Any] = {}
     if recipe.classes and recipe.classes.names is not None:
         said["classes"] = recipe.classes.names

@@ -111,7 +111,7 @@ class Lora(Section):
     dora: bool = False  # a magnitude beside the direction (Liu et al. 2024)
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0  # of what the adapter reads
     targets: Annotated[list[str], Field(min_length=1)] = ["attention"]  # parts by name, see docs/fine-tuning.md
-    text_targets: list[str] = []  # the same in every text encoder; none: they stay as they are
+    text_targets: list[str] = []  # the same in the CLIPs, or in MiniLM; none: text encoders stay as they are
     text_rate: Annotated[float, Field(gt=0)] = 0.5  # learning rate of text encoders against the recipe's
     export: Annotated[list[Literal["diffusers", "peft", "kohya"]], Field(min_length=1)] = ["diffusers", "peft", "kohya"]
 
