@@ -79,11 +79,9 @@ def test_pain_01_another_prediction_than_the_bases_stops_before_any_work(
     with pytest.raises(InputError) as raised:
         job(plan(tmp_path, base, process=process))
     said = str(raised.value)
-    assert (
-        f"process.prediction is 'epsilon' in {base / 'scheduler' / 'scheduler_config.json'} but '{prediction}' in {tmp_path / 'small.toml'}"
-        in said
-    )
-    assert "schedule" not in said and not (tmp_path / "run").exists()
+    ours, theirs = base / "scheduler" / "scheduler_config.json", tmp_path / "small.toml"
+    assert f"process.prediction is 'epsilon' in {ours} but '{prediction}' in {theirs}" in said
+    assert "process.schedule" not in said and not (tmp_path / "run").exists()
     agreeing = {"prediction": "epsilon", "schedule": {"kind": "discrete", "betas": "linear"}}
     assert full(plan(tmp_path, base, process=agreeing)).core.process.prediction is Prediction.EPSILON
 
