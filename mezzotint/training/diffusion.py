@@ -111,7 +111,10 @@ class Diffusion:
         """What steers the network: cached text, labels, maps, numbers about the picture, guidance, hints."""
         found = Conditioning()
         if self.captions and not self.text_trains:
-            found = self.captions.take(batch["caption"])
+            # encoders may be narrower than what trains
+            found = self.captions.take(batch["caption"]).map(
+                lambda part: part.float() if part.is_floating_point() else part
+            )
         hint, contract = batch.get("hint"), self.model.contract
         guidance = torch.full_like(batch["t"], self.recipe.loss.guidance, dtype=torch.float32)
         return replace(
