@@ -11,7 +11,7 @@ from networks import randomise, relative
 from torch import Tensor
 
 from mezzotint.codec import Codec
-from mezzotint.codec.flux2_vae import Flux2VAE, Flux2VAEConfig, latent_space
+from mezzotint.codec.flux2_vae import Flux2VAE, Flux2VAEConfig, keep_statistics, latent_space
 from mezzotint.errors import InputError
 from mezzotint.layers.config import write_config
 
@@ -76,6 +76,27 @@ def test_equals_reference(name: str) -> None:
         assert relative(codec.encode(pixels), expected) < 1e-5
         latents = torch.randn(expected.shape, generator=generator)
         assert relative(codec.decode(latents), decoded(theirs, latents)) < 1e-5
+
+
+def test_the_posterior_is_the_reference_s() -> None:
+    """Mean and log-variance in patches of the same order, so that noise and divergence mean what they do there."""
+    theirs, ours = pair({})
+    pixels = torch.randn(2, 3, 32, 48, generator=torch.Generator().manual_seed(1))
+    with torch.no_grad():
+        posterior, moments = theirs.encode(pixels).latent_dist, ours.encode(pixels)
+    assert moments.shape[1] == 2 * ours.latent_channels
+    patches = diffusers.Flux2Pipeline._patchify_latents
+    for found, expected in zip(moments.chunk(2, dim=1), (posterior.mean, posterior.logvar), strict=True):
+        assert relative(found, patches(expected)) < 1e-5
+
+
+def test_statistics_of_given_latents_whiten_them() -> None:
+    _, ours = pair({})
+    mean, variance = torch.linspace(-1, 1, 12), torch.linspace(0.5, 3, 12)
+    keep_statistics(ours, mean, variance)
+    space = latent_space(ours)
+    assert torch.allclose(torch.tensor(space.scale), variance.rsqrt(), rtol=1e-6)
+    assert torch.equal(torch.tensor(space.shift), mean)
 
 
 def test_published_size() -> None:

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from networks import randomise, relative
+from networks import gradient_error, randomise, relative
 
 from mezzotint.codec.codec import Codec
 from mezzotint.codec.latent_space import LatentSpace
@@ -74,6 +74,32 @@ def test_codes_are_the_nearest_of_all() -> None:
         assert torch.equal(codebook(z), expected)
         half = codebook.bfloat16()(z.bfloat16())
         assert half.dtype == torch.bfloat16 and (half == expected.bfloat16()).all(1).float().mean() > 0.95
+
+
+@pytest.mark.parametrize("commitment", [0.25, 1.5])
+def test_the_loss_of_the_codebook_and_the_gradient_that_passes_it_equal_the_references(commitment: float) -> None:
+    """In float64, with the weight on the term that van den Oord et al. 2017, eq. 3, put it on: legacy off."""
+    from diffusers.models.autoencoders.vae import VectorQuantizer
+
+    theirs, ours = VectorQuantizer(24, 3, beta=commitment, legacy=False), Codebook(24, 3).double()
+    randomise(theirs)
+    theirs.double()
+    ours.load_state_dict(theirs.state_dict())
+    draw = torch.Generator().manual_seed(1)
+    z, pull = (torch.randn(2, 3, 6, 5, generator=draw, dtype=torch.float64) for _ in range(2))
+    seen = [z.clone().requires_grad_(), z.clone().requires_grad_()]
+    found, loss = ours.learn(seen[0], commitment)
+    expected, expected_loss, _ = theirs(seen[1])
+    assert relative(found, expected) < 1e-12 and relative(loss, expected_loss) < 1e-12
+    for codes, value in ((found, loss), (expected, expected_loss)):
+        ((codes * pull).sum() + 3 * value).backward()
+    assert seen[0].grad is not None and seen[1].grad is not None
+    assert relative(seen[0].grad, seen[1].grad) < 1e-12 and gradient_error(ours, theirs) < 1e-12
+    # of what is made of the codes, all goes to z and nothing to the codebook
+    ours.zero_grad()
+    again = z.clone().requires_grad_()
+    (ours.learn(again, commitment)[0] * pull).sum().backward()
+    assert again.grad is not None and torch.equal(again.grad, pull) and ours.embedding.weight.grad is None
 
 
 def test_as_a_codec_of_scaled_latents() -> None:

@@ -72,7 +72,7 @@ class Codebook(nn.Module):
 
         mean (sg(z) - z_q)^2 + commitment * mean (z - sg(z_q))^2 (van den Oord et al. 2017, eq. 3, as means).
         """
-        found, exact = self(z), z.float()
+        found, exact = self(z), z.to(self.embedding.weight.dtype)  # a network in half precision has whole codes
         loss = (exact.detach() - found).square().mean() + commitment * (exact - found.detach()).square().mean()
         return z + (found - z).detach(), loss
 

@@ -48,7 +48,7 @@ class Passage(nn.Module):
             return network.decode_codes(codes), loss
         if z.shape[1] == noise.shape[1]:
             return network.decode(z), None
-        mean, log_variance = z.float().chunk(2, dim=1)
+        mean, log_variance = z.to(noise.dtype).chunk(2, dim=1)  # no longer half precision
         log_variance = log_variance.clamp(-30, 20)
         return network.decode(mean + torch.exp(log_variance / 2) * noise), kl(mean, log_variance)
 
@@ -107,7 +107,7 @@ class Vae:
         """Both players' losses in one sum: their gradients do not meet, each sees the other as fixed."""
         pixels, plan = batch["pixels"], self.plan
         drawn, squeezed = self.trained["autoencoder"](pixels, batch["noise"])
-        drawn = drawn.float()
+        drawn = drawn.to(pixels.dtype)
         distance = reconstruction(plan, drawn, pixels)
         numbers = {"loss/distance": distance.detach()}
         if self.features is not None:
