@@ -1,4 +1,4 @@
-"""`mezzotint train`: a model or a codec from a recipe."""
+"""`mezzotint train`: train or fine-tune from a recipe."""
 
 from __future__ import annotations
 
@@ -19,16 +19,19 @@ INTERRUPTED = 130
 
 @dataclass(frozen=True)
 class Options:
-    """Train a model or a codec from a recipe, into the recipe's run folder.
+    """Train or fine-tune from a recipe, into the recipe's run folder.
 
-    A run that was stopped, by Ctrl-C or by force, goes on with --resume and ends with the same weights as one that was
-    not. The finished model is in model/ inside the run folder, beside metrics, plots, previews and the resolved recipe.
+    method = "lora", "dreambooth", "textual-inversion", "controlnet", "lcm" (few steps), "full", "vae" or "patch-pca",
+    on any model that `generate` takes. The data is audited first. A run that was stopped, by Ctrl-C or by force, goes
+    on with --resume and ends with the same weights as one that was not. The result is in model/ inside the run folder,
+    beside the audit, metrics, plots, previews and the resolved recipe.
 
-    For example, train the solar-cell model, go on after a stop, and try half the learning rate elsewhere:
+    For example, train an adapter, go on after a stop, try another rank elsewhere, and train on two devices:
 
-        mezzotint train recipes/solar-cells.toml
-        mezzotint train recipes/solar-cells.toml --resume
-        mezzotint train recipes/solar-cells.toml --set optimiser.rate=5e-5 --set out=runs/slower
+        mezzotint train lora.toml
+        mezzotint train lora.toml --resume
+        mezzotint train lora.toml --set lora.rank=4 --set out=runs/rank-4
+        torchrun --nproc-per-node 2 -m mezzotint train lora.toml
     """
 
     recipe: tyro.conf.Positional[Path]

@@ -231,14 +231,14 @@ def of_inversion() -> None:
 def of_control() -> None:
     """Held-out masks: what is found in the picture against what was asked for, and against another picture's mask."""
     judge, model = Detector(), base()
-    folder = RUNS / "data/crack-validation"
+    folder = RUNS / "data/inactive-validation"
     held = [row for row in metadata.rows(folder) if "mono" in row["text"]]
     asked = []
     for row in held:
         mask = images.read(folder / row["mask"]).convert("L")
         asked += [mask, mask.transpose(pil.Transpose.FLIP_LEFT_RIGHT), mask.transpose(pil.Transpose.FLIP_TOP_BOTTOM),
                   mask.transpose(pil.Transpose.ROTATE_180)]  # fmt: skip
-    prompt, network = "a monocrystalline solar cell with a crack", RUNS / "controlnet/model"
+    prompt, network = "a monocrystalline solar cell with an inactive area", RUNS / "controlnet/model"
     drawn, plain = [], []
     for i, mask in enumerate(asked):
         steered = Request(prompt=prompt, seed=1000 + i, control=((network, mask.convert("RGB"), 1.0),))
@@ -265,7 +265,7 @@ def follows(judge: Detector, pictures: Sequence[Image], wanted: np.ndarray) -> t
     from mezzotint.data.masks import dilate
 
     x = normalised(np.stack([np.asarray(p.convert("L")) for p in pictures])).numpy()
-    found = judge.masks(pictures, "crack") | judge.masks(pictures, "finger") | judge.masks(pictures, "inactive")
+    found = judge.masks(pictures, "inactive")
     dark, hits, overlaps = [], [], []
     for picture, mask, seen in zip(x, wanted, found, strict=True):
         near, ring = dilate(mask, 2), dilate(mask, 6) & ~dilate(mask, 2)
