@@ -17,7 +17,7 @@ VERBS = {
     "generate": "images from a model: from text or a class, from an image, inside a mask",
     "inspect": "what a model is: parts, parameters, process, latent and text space, licence, lineage",
     "convert": "rewrite a checkpoint as a model folder or as the original single file, without loss",
-    "train": "train a model or a codec from a recipe; a stopped run goes on where it was",
+    "train": "train or fine-tune from a recipe; a stopped run goes on where it was",
     "synth": "a synthetic defect set from your own images: pictures, masks, COCO and YOLO labels",
     "evaluate": "how far synthetic images are from real ones, with intervals",
 }

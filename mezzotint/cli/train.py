@@ -13,6 +13,7 @@ import tyro
 
 if TYPE_CHECKING:
     from mezzotint.training.loop import Watch
+    from mezzotint.training.tables import Recipe
 
 INTERRUPTED = 130
 
@@ -40,6 +41,8 @@ class Options:
     """Go on from the newest checkpoint in the run folder; begin where there is none."""
     set: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
     """Change one value of the recipe, as table.key=value; may be given several times."""
+    audit: bool = False
+    """Look at the data alone: say what is wrong with it and what to do, and train nothing."""
     json: bool = False
     """Print every record of the metrics as one line of JSON, and the outcome last."""
 
@@ -49,6 +52,8 @@ def run(options: Options) -> int:
     from mezzotint.training import loop, recipe
 
     plan = recipe.read(options.recipe, options.set)
+    if options.audit:
+        return _audit(plan)
     with _Bar(plan.steps, quiet=options.json) as bar:
         outcome = loop.train(plan, options.resume, bar.watch())
     if os.environ.get("RANK", "0") != "0":  # of several processes the first one speaks
@@ -60,6 +65,17 @@ def run(options: Options) -> int:
     if not outcome.finished:
         print(f"stopped after step {outcome.step} of {plan.steps}, saved; go on with --resume", file=sys.stderr)
         return INTERRUPTED
+    return 0
+
+
+def _audit(plan: Recipe) -> int:
+    """The audit without a model: captions are not counted in tokens, labels not held to its classes."""
+    import torch
+
+    from mezzotint.training import audit
+    from mezzotint.training.methods import Place
+
+    audit.before(plan, Place(Path(plan.out), torch.device("cpu"), lambda what, done, total: None, print))
     return 0
 
 
