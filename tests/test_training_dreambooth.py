@@ -171,10 +171,21 @@ def test_prior_preservation_keeps_what_the_base_knew(tmp_path: Path) -> None:
     assert forgotten[0] > 0 and forgotten[8] < 0.6 * forgotten[0]
 
 
+def test_real_images_of_the_class_stand_in_for_drawn_ones(tmp_path: Path, base: Path) -> None:
+    table = {"prompt": SUBJECT, "class_prompt": CLASS, "class_folder": str(base.parent / "pictures")}
+    job = job_of(tmp_path, base, "run", dreambooth=table)
+    assert job.prior is not None and job.prior.images[0].names == tuple(f"{i}.png" for i in range(4))
+    batch = job.draw(0)
+    assert not (tmp_path / "run" / "prior").exists()
+    captions = job.prior.captions
+    assert captions is not None and captions.texts(batch["prior/caption"]) == [CLASS] * 2
+
+
 def test_recipes_that_cannot_mean_it_are_refused(tmp_path: Path, base: Path) -> None:
     good = plan_of(tmp_path, base, "run")["dreambooth"]
     for change, message in (
         ({"class_prompt": None}, r"test.toml: prior images need dreambooth.class_prompt"),
+        ({"class_folder": "photos"}, r"class_folder stands in place of prior_images"),
         ({"class_prompt": SUBJECT}, r"are the same, so nothing names the subject"),
         ({"label": "dog"}, r"label 'dog' was given, but .* has no classes"),
     ):

@@ -125,6 +125,7 @@ class DreamBooth(Section):
     class_label: str | None = None
     prior_images: Count = 0  # drawn by the base itself before training; 0: no prior preservation
     prior_folder: str | None = None  # where they are, or are put; by default inside the run folder
+    class_folder: str | None = None  # a training folder of real images of the class, in place of drawn ones
     prior_weight: Annotated[float, Field(gt=0)] = 1.0  # of the loss on them
     prior_steps: Positive | None = None
     prior_guidance: Annotated[float, Field(ge=0)] | None = None

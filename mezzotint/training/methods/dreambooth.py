@@ -26,8 +26,9 @@ PRIOR = "prior/"  # before the names of what belongs to the images of the class
 class DreamBooth:
     """loss = L(subject) + prior_weight L(class), each the loss of its images under its prompt (eq. 2).
 
-    The class's images are drawn by the base before anything trains. `batch` counts the subject's images; as many of
-    the class come with them. What moves is the whole backbone, or adapters where the recipe has a [lora] table.
+    The class's images are drawn by the base before anything trains, or real ones are given. `batch` counts the
+    subject's images; as many of the class come with them. What moves is the whole backbone, or adapters where the
+    recipe has a [lora] table.
     """
 
     def __init__(self, recipe: Recipe, place: Place) -> None:
@@ -38,11 +39,13 @@ class DreamBooth:
         live = bool(recipe.lora and recipe.lora.text_targets)
         said = (plan.prompt,) if plan.prompt else ()
         self.prior: Diffusion | None = None
+        folder = Path(plan.class_folder) if plan.class_folder else None
         if plan.prior_images:
             folder = Path(plan.prior_folder) if plan.prior_folder else place.folder / "prior"
             prior.images(
                 model, plan, folder, recipe.data.size, recipe.seed, lambda a, b: place.watch("class images", a, b)
             )
+        if folder is not None:
             data = recipe.data.model_copy(update={"folder": str(folder), "validation": None, "sampling": "shuffle"})
             of_class = recipe.model_copy(update={"data": data, "seed": recipe.seed + 1})  # noise of its own
             prompts = (plan.class_prompt,) if plan.class_prompt else ()
@@ -93,6 +96,8 @@ class DreamBooth:
 def _check(recipe: Recipe) -> None:
     plan = recipe.dreambooth
     assert plan is not None
+    if plan.prior_images and plan.class_folder:
+        raise InputError(f"{recipe.at}: class_folder stands in place of prior_images: leave one of them out.")
     if plan.prior_images and not (plan.class_prompt or plan.class_label):
         raise InputError(f"{recipe.at}: prior images need dreambooth.class_prompt (or class_label) to be drawn with.")
     if plan.prior_images and plan.prompt and plan.prompt == plan.class_prompt:
