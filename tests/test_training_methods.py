@@ -323,7 +323,7 @@ def test_wrong_parts_are_refused_before_anything_is_trained(tmp_path: Path) -> N
         ({"process": {"prediction": "flwo", "schedule": {"kind": "rectified_flow"}}}, "did you mean 'flow'"),
         ({"codec": {"path": str(tmp_path)}}, "neither an autoencoder folder"),
         ({"inpaint": {"source": "file"}}, "2 of 4 images of .* have no mask, 0.png first"),
-        ({"classes": {"names": ["only"]}}, "line 2: label 1 is out of range"),
+        ({"classes": {"names": ["only"]}}, r"2 labels beyond the last class, which is 0 \(1.png, 3.png\)"),
         ({"loss": {"weighting": "snr"}}, "loss.weighting: input should be 'uniform' or 'min_snr', found 'snr'"),
         ({"loss": {"density": "normal"}}, "loss.density: input should be 'uniform' or 'logit_normal'"),
         ({"data": {**data, "folder": str(tmp_path / "absent")}}, "no such training folder"),

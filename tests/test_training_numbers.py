@@ -223,9 +223,9 @@ def test_the_posterior_is_drawn_with_its_own_deviation() -> None:
 
     pixels = torch.zeros(1, 1, 2, 2)
     noise = torch.tensor([[[[1.0, -1.0], [0.0, 2.0]]]])
-    drawn, mean, log_variance = Passage(Fixed())(pixels, noise)
+    drawn, divergence = Passage(Fixed(), 0.25)(pixels, noise)
     assert torch.allclose(drawn, 10 * (0.5 + 2 * noise))
-    assert mean.eq(0.5).all() and log_variance is not None and torch.allclose(log_variance.exp(), torch.tensor(4.0))
+    assert divergence is not None and divergence.item() == pytest.approx(4 * (0.25 + 4 - 1 - math.log(4)) / 2)
 
 
 def test_the_discriminator_judges_every_image_alone() -> None:
