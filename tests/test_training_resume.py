@@ -64,6 +64,58 @@ def test_killed_and_resumed_gives_the_same_bits(tmp_path: Path, home: Nursery, m
     assert not list((tmp_path / "broken" / "checkpoints").glob(".*"))  # nothing half-written is left
 
 
+METHODS: dict[str, dict[str, Any]] = {
+    "lora": {"lora": {"rank": 2, "targets": ["attention"], "text_targets": ["attention"], "dropout": 0.1}},
+    "dreambooth": {"dreambooth": {"prompt": "sks", "class_prompt": "cell", "prior_images": 2, "prior_steps": 1}},
+    "textual-inversion": {"textual_inversion": {"word": "<x>", "vectors": 2, "initial": "cell", "templates": ["{}"]}},
+    "controlnet": {"controlnet": {"condition": "edges"}},
+    "lcm": {"lcm": {"guidance": 2.0}, "lora": {"rank": 2}},
+}
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny Stable Diffusion 1 as the reference library writes it, and pictures beside it."""
+    pytest.importorskip("diffusers")
+    pytest.importorskip("peft")
+    from reference_adapters import sd1
+
+    root = tmp_path_factory.mktemp("base")
+    image_folder(root / "pictures", 4, size=32)
+    return sd1(root)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("method", METHODS)
+def test_every_method_goes_on_after_kill_9_to_the_same_bits(
+    tmp_path: Path, home: Nursery, base: Path, method: str
+) -> None:
+    def plan(out: str) -> dict[str, Any]:
+        return {
+            "method": method, "out": str(tmp_path / out), "base": {"path": str(base)}, "steps": 4, "batch": 2,
+            "data": {"folder": str(base.parent / "pictures"), "size": [32, 32]}, "threads": 1, "log_every": 1,
+            "optimiser": {"rate": 1e-2}, "ema": {"decay": 0.5}, "checkpoints": {"every": 2}, **METHODS[method],
+        }  # fmt: skip
+
+    assert home.run(plan("whole")) == [(0, "finished 4")]
+    assert home.run(plan("broken"), "step:3")[0][0] == -signal.SIGKILL
+    half = tensors(tmp_path / "broken")
+    assert home.run(plan("broken"), resume=True) == [(0, "finished 4")]
+    ours, theirs = tensors(tmp_path / "whole"), tensors(tmp_path / "broken")
+    assert ours.keys() == theirs.keys() == half.keys() and ours
+    assert [name for name in ours if not torch.equal(ours[name], theirs[name])] == []
+    assert any(not torch.equal(half[name], value) for name, value in theirs.items() if ".optimiser" not in name)
+    files = sorted(path for path in (tmp_path / "whole" / "model").rglob("*.safetensors"))
+    assert files and all(
+        load_file(path).keys() == load_file(tmp_path / "broken" / path.relative_to(tmp_path / "whole")).keys()
+        and all(
+            torch.equal(value, load_file(tmp_path / "broken" / path.relative_to(tmp_path / "whole"))[name])
+            for name, value in load_file(path).items()
+        )
+        for path in files
+    )
+
+
 @pytest.mark.parametrize("moment", ["interrupt:3", "impatient:3"])  # during a step, and while that step is saved
 def test_pain_21_ctrl_c_saves_once_and_completely(tmp_path: Path, home: Nursery, moment: str) -> None:
     plan = regression_recipe(tmp_path, checkpoints={"every": 3}, validation={"every": 1000}, steps=50)
