@@ -17,6 +17,7 @@ from mezzotint.process import Process
 from mezzotint.text import TextEncoder
 
 FILE = "contract.json"
+MOST = 4  # differences that one message names
 HEADER = "mezzotint"  # the key of an adapter's contract in the header of its safetensors file
 VERSION = 1
 
@@ -326,16 +327,20 @@ def check_backbone(
 
 def check_finetune(base: Contract, base_at: Path, process: Process, recipe_at: Path, force: bool = False) -> Contract:
     """Refuse to train weights under another process than theirs (v-prediction on epsilon weights and its kin)."""
-    return base.overridden(agree("process", base.process.to_dict(), base_at, process.to_dict(), recipe_at, force))
+    ours, theirs = base.process.to_dict(), process.to_dict()
+    remedy = "Leave it out of the recipe: the base's holds."
+    return base.overridden(agree("process", ours, base_at, theirs, recipe_at, force, remedy))
 
 
 def agree(
-    what: str, ours: Mapping[str, Any], at: Path, theirs: Mapping[str, Any], theirs_at: Path, force: bool
-) -> list[str]:
+    what: str, ours: Mapping[str, Any], at: Path, theirs: Mapping[str, Any], theirs_at: Path, force: bool,
+    remedy: str = "Use matching parts, or --force.",
+) -> list[str]:  # fmt: skip
     """The one comparison: InputError with both values and both files, or (forced) the list of overrides to record."""
     found = [f"{key} is {a} in {at} but {b} in {theirs_at}" for key, a, b in _differences(what, ours, theirs)]
     if found and not force:
-        raise InputError(f"parts that do not belong together: {'; '.join(found)}.\nUse matching parts, or --force.")
+        more = f"; and {len(found) - MOST} more" if len(found) > MOST else ""
+        raise InputError(f"parts that do not belong together: {'; '.join(found[:MOST])}{more}.\n{remedy}")
     return found
 
 

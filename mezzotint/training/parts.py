@@ -86,7 +86,8 @@ def based(recipe: Recipe, plan: Base, device: torch.device) -> Model:
     if recipe.inpaint and (recipe.inpaint.k is not None or contract.inpaint is None):
         said["inpaint"] = recipe.inpaint.k or 1
     ours = {"classes": list(contract.classes.names) if contract.classes else None, "inpaint": contract.inpaint}
-    agree("", {key: ours[key] for key in said}, at, said, recipe.at, force=False)
+    remedy = "Leave it out of the recipe: the base's holds."
+    agree("", {key: ours[key] for key in said}, at, said, recipe.at, force=False, remedy=remedy)
     if recipe.text and recipe.text.encoder:
         raise InputError(
             f"{recipe.at}: text.encoder is for new models; {at} reads captions with its own: leave it out."
