@@ -233,9 +233,9 @@ kind = "rectified_flow"
     ("change", "said"),
     [
         (lambda text: text.replace("steps = 1", "stepz = 1"), "steps"),
-        (lambda text: text.replace('folder = "{data}"', 'foldr = "{data}"'), "data.folder"),
+        (lambda text: text.replace('folder = "{data}"', 'foldr = "{data}"'), "data.foldr (nearest valid name: folder)"),
         (lambda text: text.replace('"full"', '"fool"'), "full"),
-        (lambda text: text.replace('"full"', '"lora"'), "not available"),
+        (lambda text: text.replace('"full"', '"lora"'), "needs a [base] table"),
         (lambda text: text.replace("batch = 1", "batch = 0"), "batch"),
         (lambda text: text.replace("batch = 1", "batch = one"), "not valid TOML"),
         (lambda text: text.replace('"flow"', '"flwo"'), "flow"),
