@@ -138,9 +138,8 @@ class TextualInversion(Section):
     vectors: Positive = 1
     initial: str  # the known word that it starts from
     encoders: list[str] = []  # folders of the text encoders that learn it; none: all. T5 reads letters otherwise
-    templates: list[str] = [
-        "a photo of {}"
-    ]  # prompts, the word in place of {}; none: the captions, which hold the word
+    # prompts with {} for the word; none: the captions, which hold the word
+    templates: list[str] = ["a photo of {}"]
 
 
 class Control(Section):

@@ -55,10 +55,8 @@ class Consistency:
         self.low, self.high = guidance_range(recipe, model)
         facts = model.contract.guidance
         self.told = facts.embedded or self.low != self.high  # whether the student reads the scale
-        self.guided = not (facts.distilled or facts.embedded) and (self.low, self.high) != (
-            1.0,
-            1.0,
-        )  # whether the teacher looks twice
+        # whether the teacher looks twice
+        self.guided = not (facts.distilled or facts.embedded) and (self.low, self.high) != (1.0, 1.0)
         student = self._student(model)  # refuses targets before any work is done
         self.core = Diffusion(recipe, place, model)
         self.digests, self.process = self.core.digests, model.process
