@@ -302,7 +302,8 @@ def of_lcm() -> None:
     table(
         ("", "network calls", "RMS grey levels from the converged teacher", "Frechet distance to healthy cells"), rows
     )
-    names = ["teacher, flow_euler 4", "LCM-LoRA, lcm 4", "teacher, flow_euler 20", "teacher, flow_euler 50"]
+    few = [f"{name}, lcm 4" for name in student]
+    names = ["teacher, flow_euler 4", *few, "teacher, flow_euler 20", "teacher, flow_euler 50"]
     sheet("lcm", [sets[name][:8] for name in names])
 
 
