@@ -1,0 +1,131 @@
+"""Every cause that the doctor names, and what each brings about: which of several findings is the first one to mend."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from mezzotint.doctor.finding import GRADES, Finding
+
+
+@dataclass(frozen=True, slots=True)
+class Cause:
+    """What people call it, and the causes (or all of a topic, "sampler.*") that its presence alone can bring about."""
+
+    title: str
+    brings: tuple[str, ...] = ()
+
+
+DENOISING = ("latent.*", "text.*", "guidance.*", "fit.*", "sampler.*", "weights.damaged")
+
+CAUSES: dict[str, Cause] = {
+    # what the files claim of the process
+    "objective": Cause("the network answers with another objective than its files say", ("schedule.*", *DENOISING)),
+    "schedule.levels": Cause("trained on other noise levels than its files say", DENOISING),
+    "schedule.clock": Cause("the network's clock has another scale", DENOISING),
+    "schedule.terminal": Cause("terminal noise is claimed otherwise than it was trained", ("sampler.*", "fit.*")),
+    "schedule.shift": Cause("the levels of a path do not fit this model or its size", ("sampler.steps", "fit.collapsed")),
+    "schedule.start": Cause("the path does not start where the training ended", ("fit.collapsed", "sampler.steps")),
+    # what a latent is
+    "latent.scale": Cause("latents are scaled otherwise than in training", ("fit.*", "sampler.*", "text.*", "guidance.*")),
+    "latent.shift": Cause("latents are shifted otherwise than in training", ("fit.*", "sampler.*", "text.*", "guidance.*")),
+    "latent.order": Cause("latent channels are in another order than in training", DENOISING),
+    "latent.codec": Cause("the backbone was trained on another codec's latents", DENOISING),
+    "latent.overflow": Cause("the codec overflows in half precision"),
+    "latent.reconstruction": Cause("the codec does not give images back", ("fit.*",)),
+    "latent.detail": Cause("the codec loses fine detail"),
+    "latent.cache": Cause("the latent cache is not what the codec makes of the images", ("fit.*",)),
+    # what a prompt is
+    "text.encoder": Cause("prompts are encoded otherwise than in training", ("text.*", "guidance.*", "fit.*")),
+    "text.layer": Cause("prompts are read at another layer than in training", ("text.encoder", "guidance.*")),
+    "text.padding": Cause("short prompts are filled otherwise than in training", ("text.encoder", "guidance.*")),
+    "text.truncated": Cause("prompts are longer than the encoder reads"),
+    "text.ignored": Cause("the network does not listen to its conditioning", ("guidance.*", "fit.collapsed")),
+    "text.captions": Cause("captions do not say what is in their images", ("guidance.*",)),
+    "text.labels": Cause("class labels mean other classes than in training", ("guidance.*", "text.*")),
+    "text.cache": Cause("cached text states are not what the encoder makes of the captions"),
+    # guidance
+    "guidance.strong": Cause("guidance is so strong that pictures saturate", ("fit.*",)),
+    "guidance.missing": Cause("a model that was trained for guidance is drawn without it"),
+    "guidance.distilled": Cause("guidance on a model into which guidance was distilled", ("guidance.strong", "fit.*")),
+    "guidance.untrained": Cause("guidance compares with a branch that was never trained", ("guidance.strong", "fit.*")),
+    # adapters
+    "adapter.keys": Cause("keys of the adapter match nothing in the model", ("adapter.*", "speed.*")),
+    "adapter.base": Cause("the adapter was trained on another base", ("adapter.scale",)),
+    "adapter.scale": Cause("the adapter acts at the wrong strength", ("fit.*", "objective", "weights.*", *DENOISING)),
+    "adapter.empty": Cause("the adapter changes nothing", ("adapter.rank",)),
+    "adapter.rank": Cause("most of the adapter's rank is unused"),
+    "adapter.text": Cause("the adapter's text-encoder part is missing"),
+    "adapter.blend": Cause("adapters work against each other", ("fit.*", *DENOISING)),
+    "adapter.finite": Cause("the adapter holds numbers that are not finite", ("*",)),
+    # weights
+    "weights.finite": Cause("weights hold numbers that are not finite", ("*",)),
+    "weights.untrained": Cause("a part of the network was never trained", (*DENOISING, "objective", "schedule.*")),
+    "weights.zero": Cause("layers are still at their initial zero", ("fit.*", "text.ignored", "guidance.*")),
+    "weights.damaged": Cause("some layers' weights do not look like trained ones", (*DENOISING, "objective", "schedule.*")),
+    "weights.precision": Cause("weights lost precision", ("fit.*", "weights.damaged")),
+    "weights.average": Cause("the moving average of the weights was not applied", ("fit.*",)),
+    "weights.changed": Cause("weights are not those that the contract speaks of"),
+    "weights.tied": Cause("layers that should differ are copies of each other", ("weights.damaged", "fit.*")),
+    # data and fit
+    "data.broken": Cause("images of the data set cannot be used"),
+    "data.copies": Cause("the data set holds copies"),
+    "data.leak": Cause("validation images are copies of training images", ("fit.memorised",)),
+    "data.captions": Cause("captions are missing, equal or cut"),
+    "data.balance": Cause("classes of the data set are far from balanced"),
+    "fit.memorised": Cause("the model draws its training images again", ("fit.collapsed", "fit.over")),
+    "fit.collapsed": Cause("pictures are all alike"),
+    "fit.forgotten": Cause("the model lost what its base knew", ("fit.collapsed",)),
+    "fit.under": Cause("training was too short", ("sampler.*", "text.ignored", "guidance.*", "fit.collapsed")),
+    "fit.over": Cause("training went on after the validation loss rose", ("fit.memorised",)),
+    "run.frozen": Cause("the run changed nothing", ("fit.under", "weights.zero", "adapter.empty")),
+    "run.diverged": Cause("the loss left its course", ("fit.*",)),
+    "run.rate": Cause("the learning rate is too high or too low", ("run.diverged", "fit.under")),
+    # sampler
+    "sampler.steps": Cause("too few steps for this path"),
+    "sampler.unfit": Cause("a sampler that does not fit this model", ("sampler.steps", "fit.*", "guidance.*")),
+    # speed
+    "speed.dtype": Cause("a number format that this machine computes slowly", ("speed.*",)),
+    "speed.adapters": Cause("adapters compute beside the weights"),
+    "speed.threads": Cause("fewer threads than the machine has cores", ("speed.kernel", "speed.ceiling")),
+    "speed.offload": Cause("parts move to the device at every use"),
+    "speed.kernel": Cause("a slow attention or convolution kernel"),
+    "speed.python": Cause("Python and hooks take the time"),
+    "speed.guidance": Cause("guidance doubles the work"),
+    "speed.steps": Cause("more steps than the pictures need"),
+    "speed.codec": Cause("the codec takes most of the time"),
+    "speed.text": Cause("the text encoder takes most of the time"),
+    "speed.loading": Cause("loading data takes most of a training step"),
+    "speed.recompiled": Cause("the network is compiled again and again"),
+    "speed.memory": Cause("the machine runs out of memory"),
+    "speed.regressed": Cause("slower than the run it is compared with"),
+    # files
+    "files.parts": Cause("parts that do not belong together"),
+}
+
+
+def ranked(findings: Iterable[Finding]) -> tuple[tuple[Finding, ...], dict[str, str]]:
+    """Findings with the first one to mend in front, and for those that follow from another one, from which.
+
+    A finding follows from another that is at least as grave and can bring it about. Among the rest the graver come
+    first, then the stronger.
+    """
+    every = sorted(findings, key=lambda found: (GRADES.index(found.grade), -found.strength))
+    follows: dict[str, str] = {}
+    for found in every:
+        for other in every:
+            graver = GRADES.index(other.grade) <= GRADES.index(found.grade)
+            if other is not found and graver and brings(other.cause, found.cause) and other.cause not in follows:
+                follows.setdefault(found.cause, other.cause)
+    first = [found for found in every if found.cause not in follows]
+    return tuple([*first, *(found for found in every if found.cause in follows)]), follows
+
+
+def brings(cause: str, other: str) -> bool:
+    """Whether a cause can bring about the other."""
+    if cause == other:
+        return False
+    return any(
+        pattern in ("*", other) or (pattern.endswith(".*") and other.startswith(pattern[:-1]))
+        for pattern in CAUSES[cause].brings
+    )

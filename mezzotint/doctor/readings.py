@@ -1,0 +1,171 @@
+"""Ways to read a network, and how well it denoises the user's images under each: the doctor's one experiment.
+
+A network does best when it is read as it was trained. So each claim of the files (objective, schedule, clock, latent
+units, text) is tried against its alternatives on the same images with the same noise at the same ratios of noise to
+signal, and what a reading gains is paired over images. Nothing here depends on what the files claim.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+
+import torch
+from torch import Tensor
+
+from mezzotint.conditioning import Conditioning
+from mezzotint.doctor.case import Case
+from mezzotint.doctor.statistics import Mean, mean
+from mezzotint.families import Model
+from mezzotint.process import Discrete, Level, Prediction, Process, RectifiedFlow, prediction
+from mezzotint.process.level import from_ratio
+from mezzotint.sampling.spacing import timestep_of
+
+RATIOS = tuple(math.exp(-half) for half in (3.0, 1.9, 0.9, 0.0, -0.9, -1.9))  # sigma / alpha, little noise first
+FIRST = 8  # images of the first round of a contest
+LARGEST, SMALLEST = 1e4, 1e-6  # errors are kept within, so that no image decides alone
+
+
+@dataclass(frozen=True, eq=False)
+class Reading:
+    """One way to read a network; a name for people and everything that it is read by."""
+
+    name: str
+    process: Process
+    latents: Tensor  # (N, C, h, w)
+    steering: Conditioning
+    model: Model
+    told: Callable[[float], float] = field(default=lambda t: t)  # from the schedule's clock to the network's
+
+    def named(self, name: str, **changes: object) -> Reading:
+        """The same reading but for these changes."""
+        return replace(self, name=name, **changes)  # pyright: ignore[reportArgumentType]
+
+
+@dataclass(frozen=True, slots=True)
+class Score:
+    """How well a reading denoises: the logarithm of its error against that of the best scalar filter, (N, K).
+
+    0 is a filter that knows each channel's mean and variance and nothing else; below 0 is better, far above is a
+    network that answers another question.
+    """
+
+    reading: Reading
+    log_error: Tensor  # (N, K)
+
+    @property
+    def mean(self) -> Mean:
+        """Over images, of the mean over levels."""
+        return mean(self.log_error.mean(1))
+
+    def gain(self, over: Score) -> Mean:
+        """What this reading is better by than another one, paired over images."""
+        n = min(len(self.log_error), len(over.log_error))
+        return mean((over.log_error[:n] - self.log_error[:n]).mean(1))
+
+
+def claimed(case: Case) -> Reading:
+    """The reading that the files claim."""
+    return Reading("as the files say", case.model.process, case.usable, case.steering, case.model)
+
+
+def level_at(schedule: Discrete | RectifiedFlow, ratio: float) -> Level[float]:
+    """The level at sigma / alpha = ratio, or the nearest end of the schedule."""
+    if isinstance(schedule, RectifiedFlow):
+        return schedule.level(schedule.clock * ratio / (1.0 + ratio))
+    ratios = schedule.ratios()
+    ratio = min(max(ratio, ratios[0]), ratios[-1])
+    return from_ratio(schedule.tick * timestep_of(schedule, ratio), ratio)
+
+
+def raw_of(
+    case: Case, reading: Reading, ratios: Sequence[float], count: int
+) -> list[tuple[Level[float], Tensor, Tensor]]:
+    """(level, x, raw) of `count` images at every ratio, by the one noise of the case."""
+    found: list[tuple[Level[float], Tensor, Tensor]] = []
+    clean, noise = reading.latents[:count], case.noise[:count]
+    levels = [level_at(reading.process.schedule, ratio) for ratio in ratios]
+    xs = torch.cat([level.alpha * clean + level.sigma * noise for level in levels])
+    told = torch.tensor([reading.told(level.t) for level in levels]).repeat_interleave(len(clean))
+    rows = torch.arange(len(clean)).repeat(len(levels))
+    raws = case.answers(reading.model, xs, told, reading.steering, rows)
+    for level, x, raw in zip(levels, xs.split(len(clean)), raws.split(len(clean)), strict=True):
+        found.append((level, x, raw))
+    return found
+
+
+def judged(case: Case, reading: Reading, found: Sequence[tuple[Level[float], Tensor, Tensor]]) -> Score:
+    """The score of raw outputs under the reading's prediction."""
+    clean = reading.latents
+    columns: list[Tensor] = []
+    for level, x, raw in found:
+        estimate = prediction.estimate(reading.process.prediction, raw, x, level).clean
+        error = ((estimate - clean[: len(x)]) ** 2).flatten(1).mean(1)  # (n,)
+        columns.append((error / scalar_error(clean, level)).clamp(SMALLEST, LARGEST).nan_to_num(LARGEST).log())
+    return Score(reading, torch.stack(columns, dim=1))
+
+
+def scalar_error(clean: Tensor, level: Level[float]) -> Tensor:
+    """The error of the best estimate that knows each channel's mean and variance v: mean of v sigma^2 / (alpha^2 v +
+    sigma^2)."""
+    v = clean.double().var(dim=(0, 2, 3)).clamp(min=1e-12)
+    return (v * level.sigma**2 / (level.alpha**2 * v + level.sigma**2)).mean().float()
+
+
+def score(case: Case, reading: Reading, ratios: Sequence[float] = RATIOS, count: int | None = None) -> Score:
+    """How well the network denoises the user's images under a reading."""
+    return judged(case, reading, raw_of(case, reading, ratios, count or len(reading.latents)))
+
+
+def contest(
+    case: Case, own: Reading, others: Sequence[Reading], ratios: Sequence[float] = RATIOS, best: int = 2
+) -> tuple[Score, list[Score]]:
+    """The score of one's own reading and of its alternatives, best first.
+
+    All of them meet on a few images; the `best` and one's own go on to all. Readings that differ in the prediction
+    alone share the network's answers.
+    """
+    few = min(FIRST, len(own.latents))
+    first = _scores(case, [own, *others], ratios, few)
+    ranked = sorted(first[1:], key=lambda found: found.mean.value)
+    finalists = [found.reading for found in ranked[:best]]
+    mine, *theirs = _scores(case, [own, *finalists], ratios, len(own.latents))
+    return mine, sorted(theirs, key=lambda found: found.mean.value)
+
+
+def _scores(case: Case, readings: Sequence[Reading], ratios: Sequence[float], count: int) -> list[Score]:
+    asked: dict[tuple[object, ...], list[tuple[Level[float], Tensor, Tensor]]] = {}
+    found: list[Score] = []
+    for reading in readings:
+        key = (
+            reading.process.schedule, id(reading.latents), id(reading.steering), id(reading.model),
+            tuple(reading.told(t) for t in (0.0, 1.0, 500.0)),
+        )  # fmt: skip
+        if key not in asked:
+            asked[key] = raw_of(case, reading, ratios, count)
+        found.append(judged(case, reading, asked[key]))
+    return found
+
+
+def processes(own: Process) -> list[Process]:
+    """What a network may have been trained under, other than what is claimed: every objective, every known schedule."""
+    flow = RectifiedFlow() if not isinstance(own.schedule, RectifiedFlow) else own.schedule
+    clocks = [replace(flow, clock=1000.0), replace(flow, clock=1.0)]
+    tables = [
+        Discrete("linear", 1e-4, 0.02), Discrete("scaled_linear", 0.00085, 0.012), Discrete("cosine", 0.0, 0.999),
+    ]  # fmt: skip
+    if isinstance(own.schedule, Discrete):
+        table = own.schedule
+        tables = [table, *(replace(other, timesteps=table.timesteps, tick=table.tick) for other in tables)]
+        tables += [replace(table, tick=1.0), replace(table, tick=1000.0 / table.timesteps), replace(table, tick=1e-3)]
+    tables += [replace(table, zero_terminal_snr=not table.zero_terminal_snr) for table in tables]
+    schedules: list[Discrete | RectifiedFlow] = list(dict.fromkeys([*clocks, *tables]))
+    found: list[Process] = []
+    for schedule in schedules:
+        for meaning in Prediction:
+            try:
+                found.append(Process(schedule, meaning))
+            except Exception:  # a meaning that does not fit the schedule
+                continue
+    return [process for process in found if process != own]
