@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -23,8 +23,9 @@ from mezzotint.families.adapt import adapted
 from mezzotint.families.model import working
 from mezzotint.families.steering import picture
 from mezzotint.generate import generate_batch
-from mezzotint.process import Level
 from mezzotint.request import Request
+
+Found = TypeVar("Found")
 
 BATCH = 32  # images that a network is asked about at once
 DRAWN = 16  # pictures that the model draws of itself
@@ -57,6 +58,13 @@ class Case:
     mismatches: tuple[str, ...] = ()
     seed: int = 0
     say: Callable[[str], None] = field(default=lambda what: None)
+    memory: dict[str, Any] = field(default_factory=dict[str, Any])  # evidence that several probes look at
+
+    def once(self, name: str, make: Callable[[], Found]) -> Found:
+        """What `make` gives, made when the first probe asks for it."""
+        if name not in self.memory:
+            self.memory[name] = make()
+        return self.memory[name]
 
     @cached_property
     def model(self) -> Model:
@@ -101,7 +109,7 @@ class Case:
         return self.steered(self.model, ("",) * count, torch.full((count,), NO_LABEL))
 
     def steered(self, model: Model, captions: Sequence[str], labels: Tensor) -> Conditioning:
-        """The conditioning of a row for each caption and label, as `generate` would make it for the model's own size."""
+        """The conditioning of a row for each caption and label, as `generate` makes it for the model's own size."""
         contract, count = model.contract, len(captions)
         found = Conditioning()
         if model.text is not None:
@@ -138,9 +146,7 @@ class Case:
         return maps.expand(count, *maps.shape[1:])
 
     @torch.inference_mode()
-    def answers(
-        self, model: Model, x: Tensor, t: Tensor, steering: Conditioning, rows: Tensor | None = None
-    ) -> Tensor:
+    def answers(self, model: Model, x: Tensor, t: Tensor, steering: Conditioning, rows: Tensor | None = None) -> Tensor:
         """The network's raw prediction (B, C, h, w) on x (B, C, h, w) when told t (B,), float32 on the CPU.
 
         `rows` (B,) says which row of the conditioning belongs to each x; by default they go in order.
@@ -161,8 +167,9 @@ class Case:
 
     @cached_property
     def noise(self) -> Tensor:
-        """(N, C, h, w) standard normal, the same for every comparison."""
-        return torch.randn(self.usable.shape, generator=torch.Generator().manual_seed(self.seed))
+        """(N or more, C, h, w) standard normal, the same for every comparison."""
+        count = max(len(self.images), DRAWN)
+        return torch.randn(count, *self.usable.shape[1:], generator=torch.Generator().manual_seed(self.seed))
 
     @cached_property
     def drawn(self) -> Drawn:
@@ -199,12 +206,6 @@ class Case:
         if model.contract.classes is not None and label != NO_LABEL:
             wish["label"] = label
         return wish
-
-    def level(self, ratio: float) -> Level[float]:
-        """The level of the model's own schedule at sigma / alpha = ratio."""
-        from mezzotint.doctor.readings import level_at
-
-        return level_at(self.model.process.schedule, ratio)
 
 
 def opened(

@@ -24,11 +24,17 @@ CAUSES: dict[str, Cause] = {
     "schedule.levels": Cause("trained on other noise levels than its files say", DENOISING),
     "schedule.clock": Cause("the network's clock has another scale", DENOISING),
     "schedule.terminal": Cause("terminal noise is claimed otherwise than it was trained", ("sampler.*", "fit.*")),
-    "schedule.shift": Cause("the levels of a path do not fit this model or its size", ("sampler.steps", "fit.collapsed")),
+    "schedule.shift": Cause(
+        "the levels of a path do not fit this model or its size", ("sampler.steps", "fit.collapsed")
+    ),
     "schedule.start": Cause("the path does not start where the training ended", ("fit.collapsed", "sampler.steps")),
     # what a latent is
-    "latent.scale": Cause("latents are scaled otherwise than in training", ("fit.*", "sampler.*", "text.*", "guidance.*")),
-    "latent.shift": Cause("latents are shifted otherwise than in training", ("fit.*", "sampler.*", "text.*", "guidance.*")),
+    "latent.scale": Cause(
+        "latents are scaled otherwise than in training", ("fit.*", "sampler.*", "text.*", "guidance.*")
+    ),
+    "latent.shift": Cause(
+        "latents are shifted otherwise than in training", ("fit.*", "sampler.*", "text.*", "guidance.*")
+    ),
     "latent.order": Cause("latent channels are in another order than in training", DENOISING),
     "latent.codec": Cause("the backbone was trained on another codec's latents", DENOISING),
     "latent.overflow": Cause("the codec overflows in half precision"),
@@ -62,7 +68,9 @@ CAUSES: dict[str, Cause] = {
     "weights.finite": Cause("weights hold numbers that are not finite", ("*",)),
     "weights.untrained": Cause("a part of the network was never trained", (*DENOISING, "objective", "schedule.*")),
     "weights.zero": Cause("layers are still at their initial zero", ("fit.*", "text.ignored", "guidance.*")),
-    "weights.damaged": Cause("some layers' weights do not look like trained ones", (*DENOISING, "objective", "schedule.*")),
+    "weights.damaged": Cause(
+        "some layers' weights do not look like trained ones", (*DENOISING, "objective", "schedule.*")
+    ),
     "weights.precision": Cause("weights lost precision", ("fit.*", "weights.damaged")),
     "weights.average": Cause("the moving average of the weights was not applied", ("fit.*",)),
     "weights.changed": Cause("weights are not those that the contract speaks of"),

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any, Literal
 if TYPE_CHECKING:
     from PIL.Image import Image
 
+    from mezzotint.doctor.statistics import Mean
+
 Grade = Literal["broken", "harmful", "note"]  # nothing good can come out | it costs quality or time | good to know
 GRADES: tuple[Grade, ...] = ("broken", "harmful", "note")
 
@@ -23,6 +25,11 @@ class Measure:
     high: float | None = None
     bound: str = ""  # "at most 0.05", in words
     unit: str = ""
+
+
+def measured(name: str, mean: Mean, bound: str = "", unit: str = "") -> Measure:
+    """A mean with its interval as a measure."""
+    return Measure(name, mean.value, mean.low, mean.high, bound, unit)
 
 
 @dataclass(frozen=True, slots=True)

@@ -22,7 +22,10 @@ from mezzotint.process import Discrete, Level, Prediction, Process, RectifiedFlo
 from mezzotint.process.level import from_ratio
 from mezzotint.sampling.spacing import timestep_of
 
-RATIOS = tuple(math.exp(-half) for half in (3.0, 1.9, 0.9, 0.0, -0.9, -1.9))  # sigma / alpha, little noise first
+# Noise against signal, sigma / (alpha deviation of the latents), little noise first: whatever the units of the latents,
+# as much of an image is left at one of these.
+RATIOS = tuple(math.exp(half) for half in (-3.0, -1.9, -0.9, 0.0, 0.9, 1.9))
+MIDDLE = RATIOS[1:-1]
 FIRST = 8  # images of the first round of a contest
 LARGEST, SMALLEST = 1e4, 1e-6  # errors are kept within, so that no image decides alone
 
@@ -85,7 +88,8 @@ def raw_of(
     """(level, x, raw) of `count` images at every ratio, by the one noise of the case."""
     found: list[tuple[Level[float], Tensor, Tensor]] = []
     clean, noise = reading.latents[:count], case.noise[:count]
-    levels = [level_at(reading.process.schedule, ratio) for ratio in ratios]
+    deviation = float(reading.latents.std())
+    levels = [level_at(reading.process.schedule, ratio * deviation) for ratio in ratios]
     xs = torch.cat([level.alpha * clean + level.sigma * noise for level in levels])
     told = torch.tensor([reading.told(level.t) for level in levels]).repeat_interleave(len(clean))
     rows = torch.arange(len(clean)).repeat(len(levels))
@@ -123,12 +127,11 @@ def contest(
 ) -> tuple[Score, list[Score]]:
     """The score of one's own reading and of its alternatives, best first.
 
-    All of them meet on a few images; the `best` and one's own go on to all. Readings that differ in the prediction
-    alone share the network's answers.
+    All of them meet on a few images at every second ratio; the `best` and one's own go on to all. Readings that differ
+    in the prediction alone share the network's answers.
     """
-    few = min(FIRST, len(own.latents))
-    first = _scores(case, [own, *others], ratios, few)
-    ranked = sorted(first[1:], key=lambda found: found.mean.value)
+    first = _scores(case, others, ratios[1::2], min(FIRST, len(own.latents))) if len(others) > best else []
+    ranked = sorted(first, key=lambda found: found.mean.value) or [Score(r, torch.empty(0, 0)) for r in others]
     finalists = [found.reading for found in ranked[:best]]
     mine, *theirs = _scores(case, [own, *finalists], ratios, len(own.latents))
     return mine, sorted(theirs, key=lambda found: found.mean.value)

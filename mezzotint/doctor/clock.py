@@ -1,0 +1,279 @@
+"""Where the time of a step goes: one step of a request as `generate` takes it, timed whole, by operator and in pairs.
+
+On a machine with other jobs a single time means little. So what a cause costs is the ratio of two runs that follow each
+other, in turns, and only a ratio that most pairs agree on, twice over, is believed.
+"""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
+
+from mezzotint.conditioning import Conditioning
+from mezzotint.families.model import Model
+from mezzotint.families.settings import Settings, settle
+from mezzotint.families.steering import steering
+from mezzotint.generate import canvas, denoiser, sights, start_noise
+from mezzotint.process import Estimate
+from mezzotint.request import Request
+from mezzotint.sampling import Denoise, bounded, sample, seeded_noise
+
+Act = Callable[[], object]
+Around = Callable[[], AbstractContextManager[object]]
+LONG = 2.0  # seconds: what takes longer runs three times at most
+REPEATS = 7  # runs of anything else: their least and greatest hold the median in 98 % of cases
+SHORT = (
+    0.05  # seconds: what is quicker runs several times, of which the best counts: beside other jobs that is steadiest
+)
+MOST = 10  # of those times
+AGREE = 0.8  # share of pairs that must be on the median's side, beyond half of the bound
+
+KINDS = ("convolution", "attention", "linear", "norm", "activation", "copying", "other")
+_WORDS = (  # the first that an operator's name holds says its kind
+    ("attention", ("scaled_dot_product", "_flash_attention", "softmax", "baddbmm")),
+    ("convolution", ("conv",)),
+    ("linear", ("addmm", "linear", "mm", "mv", "dot")),
+    ("norm", ("norm", "var_mean", "rsqrt")),
+    ("activation", ("silu", "gelu", "relu", "sigmoid", "tanh", "glu", "mish")),
+    ("copying", ("copy", "clone", "cat", "upsample", "constant_pad", "index", "stack", "embedding", "contiguous", "pool")),
+)  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class Paired:
+    """Seconds of a first way over those of a second, pair by pair."""
+
+    ratios: tuple[float, ...]
+
+    @property
+    def value(self) -> float:
+        return statistics.median(self.ratios)
+
+    @property
+    def low(self) -> float:
+        return min(self.ratios)
+
+    @property
+    def high(self) -> float:
+        return max(self.ratios)
+
+    def beyond(self, bound: float) -> bool:
+        """Whether the first way takes at least `bound` times as long, with most pairs well on that side."""
+        agreeing = sum(ratio >= (1 + bound) / 2 for ratio in self.ratios)
+        return self.value >= bound and agreeing >= AGREE * len(self.ratios)
+
+
+@dataclass(frozen=True, eq=False)
+class Work:
+    """One request's step, ready to be taken: what `generate` would hand to the sampler."""
+
+    model: Model
+    request: Request
+    settings: Settings
+    told: tuple[Conditioning, Conditioning | None]
+    noise: Tensor  # (1, C, h, w)
+    denoise: Denoise
+
+    @property
+    def guided(self) -> bool:
+        return self.told[1] is not None
+
+    def step(self) -> Estimate:
+        """A step from the middle of the path."""
+        steps = self.settings.path.steps
+        with torch.inference_mode():
+            return self.denoise(self.noise, steps[len(steps) // 2].now)
+
+    def by(self, model: Model) -> Work:
+        """The same step by another model of the kind."""
+        return replace(self, model=model, denoise=denoiser(model, self.settings, *self.told))
+
+
+@torch.no_grad()
+def prepared(model: Model, request: Request, told: tuple[Conditioning, Conditioning | None] | None = None) -> Work:
+    """The work of a step; text is encoded unless what it gave is told."""
+    settings = settle(model, request)
+    pixels, mask = canvas(model, [request], settings)
+    noise = start_noise(model, [request], settings, [seeded_noise([request.seed])])
+    if told is None:
+        told = steering(model, [request], settings.guidance.scale, (settings.width, settings.height))
+    seen = sights(model, [request], settings, pixels, mask)
+    positive, negative = replace(told[0], **seen), replace(told[1], **seen) if told[1] else None
+    denoise = denoiser(model, settings, positive, negative)
+    return Work(model, request, settings, (positive, negative), noise, denoise)
+
+
+def walked(work: Work) -> tuple[float, int]:
+    """Seconds of the sampler's own arithmetic over the whole path, and how often it asks the network."""
+    asked = 0
+
+    def free(x: Tensor, level: object) -> Estimate:
+        nonlocal asked
+        asked += 1
+        return Estimate(x, x)
+
+    settings, rng = work.settings, seeded_noise([work.request.seed])
+    denoise = bounded(free, settings.sampler, work.model.contract.sampling.clip)
+    with torch.inference_mode():
+        start = time.perf_counter()
+        sample(denoise, work.noise, settings.path, settings.sampler, rng)
+        return time.perf_counter() - start, asked
+
+
+def settled(act: Act, device: torch.device | str) -> float:
+    """Seconds of one run, until an accelerator has done its part too."""
+    waits = torch.device(device).type != "cpu"
+    if waits:
+        torch.accelerator.synchronize()
+    start = time.perf_counter()
+    act()
+    if waits:
+        torch.accelerator.synchronize()
+    return time.perf_counter() - start
+
+
+def spans(act: Act, device: torch.device | str, count: int = REPEATS) -> tuple[float, ...]:
+    """Seconds of `count` runs after a first one; of what takes long that first one and one more."""
+    first = settled(act, device)
+    if first > LONG:
+        return first, settled(act, device)
+    return tuple(settled(act, device) for _ in range(count))
+
+
+def paired(
+    first: Act, second: Act, device: torch.device | str, around: tuple[Around, Around] = (nullcontext, nullcontext)
+) -> Paired:
+    """How many times as long the first takes as the second: in turns, each pair in another order than the one before.
+
+    `around` is entered before each run of its side and left after it, untimed.
+    """
+    sides = tuple(zip((first, second), around, strict=True))
+
+    def timed(side: int, times: int) -> float:
+        act, enter = sides[side]
+        with enter():
+            return min(settled(act, device) for _ in range(times))
+
+    warm = [timed(side, 1) for side in (0, 1)]
+    warm = [min(timed(side, 1), warm[side]) for side in (0, 1)] if max(warm) < LONG else warm
+    times = min(MOST, max(1, int(SHORT / max(*warm, 1e-6))))
+    ratios: list[float] = []
+    for turn in range(REPEATS if max(warm) < LONG / 4 else 5):
+        order = (0, 1) if turn % 2 == 0 else (1, 0)
+        spent = {side: timed(side, times) for side in order}
+        ratios.append(spent[0] / spent[1])
+    return Paired(tuple(ratios))
+
+
+def proven(
+    bound: float,
+    first: Act,
+    second: Act,
+    device: torch.device | str,
+    around: tuple[Around, Around] = (nullcontext, nullcontext),
+) -> Paired:
+    """The same, and where it is beyond the bound a second look, which has to agree: the better of the two counts."""
+    found = paired(first, second, device, around)
+    if not found.beyond(bound):
+        return found
+    return min(found, paired(first, second, device, around), key=lambda each: each.value)
+
+
+@dataclass(frozen=True, slots=True)
+class Operators:
+    """A run by operator: seconds and number of calls by kind, and the shapes that attention by hand and convolutions
+    have."""
+
+    seconds: dict[str, float]
+    calls: int
+    softmaxes: tuple[tuple[tuple[int, ...], tuple[int, ...]], ...]  # queries (B, N, d), keys (B, d, M) before a softmax
+    attended: tuple[tuple[int, ...], ...]  # queries (B, heads, N, d) of fused attention
+    convolved: tuple[tuple[int, int], ...]  # channels and side of each convolution
+
+    @property
+    def total(self) -> float:
+        return sum(self.seconds.values())
+
+
+def operators(act: Act, device: torch.device | str) -> Operators:
+    """One run by operator. What lies between operators is Python's; of that the wrapping here takes its own part from
+    the outside, so it is told rather too small."""
+    clock = _OperatorClock(torch.device(device))
+    with torch.inference_mode(), clock:
+        act()
+    seconds = {kind: clock.seconds.get(kind, 0.0) for kind in KINDS}
+    if not clock.softmaxes:  # products of two activations that no softmax follows are no attention
+        seconds["linear"] += clock.products
+    else:
+        seconds["attention"] += clock.products
+    found = tuple(clock.softmaxes), tuple(clock.attended), tuple(clock.convolved)
+    return Operators(seconds, clock.calls, *found)
+
+
+class _OperatorClock(TorchDispatchMode):
+    """Adds up the time of every operator under its kind."""
+
+    def __init__(self, device: torch.device) -> None:
+        super().__init__()
+        self.device = device
+        self.seconds: dict[str, float] = defaultdict(float)
+        self.products = 0.0
+        self.calls = 0
+        self.softmaxes: list[tuple[tuple[int, ...], tuple[int, ...]]] = []
+        self.attended: list[tuple[int, ...]] = []
+        self.convolved: list[tuple[int, int]] = []
+        self.product: tuple[tuple[int, ...], tuple[int, ...]] | None = None
+
+    def __torch_dispatch__(self, func: Any, types: Sequence[type], args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        with self:  # inference mode leaves composite operators whole
+            found = func.decompose(*args, **kwargs)
+        if found is not NotImplemented:
+            return found
+        out: list[Any] = []
+        spent = settled(lambda: out.append(func(*args, **kwargs)), self.device)
+        name = func.overloadpacket.__name__
+        self.calls += 1
+        if name == "bmm":
+            self.product, self.products = (tuple(args[0].shape), tuple(args[1].shape)), self.products + spent
+        else:
+            self.seconds[kind_of(name)] += spent
+        if "softmax" in name and self.product is not None:
+            self.softmaxes.append(self.product)
+            self.product = None
+        elif "scaled_dot_product" in name:
+            self.attended.append(tuple(args[0].shape))
+        elif name == "convolution" and args[1].ndim == 4 and args[1].shape[-1] > 1:
+            self.convolved.append((int(args[1].shape[0]), int(args[0].shape[-1])))
+        return out[0]
+
+
+def kind_of(name: str) -> str:
+    """The kind of layer that an operator belongs to."""
+    return next((kind for kind, words in _WORDS if any(word in name for word in words)), "other")
+
+
+def flops(act: Act) -> dict[str, float]:
+    """Floating-point operations of one run by kind, a multiplication and an addition counting two."""
+    aten = torch.ops.aten
+    missed = [aten._scaled_dot_product_flash_attention_for_cpu, aten._scaled_dot_product_fused_attention_overrideable]
+
+    def attention(query: Any, key: Any, value: Any, *rest: Any, out_shape: Any = None, **more: Any) -> int:
+        return sdpa_flop_count(query, key, value)
+
+    with torch.inference_mode(), FlopCounterMode(display=False, custom_mapping=dict.fromkeys(missed, attention)) as run:
+        act()
+    found: dict[str, float] = defaultdict(float)
+    for operator, count in run.get_flop_counts().get("Global", {}).items():
+        found["attention" if operator is aten.bmm else kind_of(operator.__name__)] += float(count)
+    return dict(found)

@@ -1,0 +1,86 @@
+"""Whether a network gives the mean of what an image may be, as training on noise does, or one of them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from mezzotint.doctor import readings, trials
+from mezzotint.doctor.case import Case
+from mezzotint.doctor.readings import RATIOS
+from mezzotint.doctor.statistics import Mean, mean
+from mezzotint.process import prediction
+
+
+@dataclass(frozen=True, slots=True)
+class Calibration:
+    """slope = <clean_hat, clean> / <clean_hat, clean_hat> about the mean: 1 for a mean, far below for a sharp guess."""
+
+    noisy: Mean  # at the noisiest ratio
+    quiet: Mean  # at little noise
+    sharpness: float  # deviation of what the network sees at the noisiest ratio, of that of the images
+
+    @property
+    def distilled(self) -> bool:
+        """Sharp and overconfident where nothing can be known, and right where everything can."""
+        return self.noisy.high < 0.6 and self.sharpness > 0.6 and self.quiet.low > 0.75
+
+
+def calibration(case: Case) -> Calibration:
+    """The slope of the truth on what the network says, at the noisiest and at a quiet ratio.
+
+    E[clean | x] is the mean of all images that may be behind x, so the slope is 1 at every level, for a network of any
+    size (orthogonality of the mean squared error's minimiser). One step to an image, as a consistency model or a
+    distilled one takes it, has the deviation of images at every level, and a slope that tends to 0.
+    """
+
+    def run() -> Calibration:
+        claim = trials.own(case).reading
+        found = readings.raw_of(case, claim, (RATIOS[1], RATIOS[-1]), len(claim.latents))
+        centre = claim.latents.mean((0, 2, 3), keepdim=True)
+        slopes: list[Mean] = []
+        sharpness = 0.0
+        for level, x, raw in found:
+            said = prediction.estimate(claim.process.prediction, raw, x, level).clean - centre
+            truth = claim.latents - centre
+            slopes.append(ratio((said * truth).flatten(1).sum(1), (said * said).flatten(1).sum(1)))
+            sharpness = float(said.std() / truth.std().clamp(min=1e-9))
+        return Calibration(slopes[1], slopes[0], sharpness)
+
+    return case.once("calibration", run)
+
+
+def ratio(above: Tensor, below: Tensor) -> Mean:
+    """sum / sum with the standard error of a ratio of means (delta method)."""
+    value = float(above.sum() / below.sum().clamp(min=1e-12))
+    residual = (above - value * below) / below.mean().clamp(min=1e-12)
+    spread = mean(residual)
+    return Mean(value, spread.error, len(above))
+
+
+def weight(case: Case) -> Mean:
+    """The multiple a of (conditional - unconditional) that fits the truth best: about 1 where guidance is not built in.
+
+    a = <target - u, c - u> / |c - u|^2 over the middle ratios; 1 / w for a network that was distilled at guidance w, 0
+    for one that hears something else than was said.
+    """
+
+    def run() -> Mean:
+        claim = trials.own(case).reading
+        free = claim.named("no caption", steering=case.unsteered)
+        n = len(claim.latents)
+        above, below = torch.zeros(n), torch.zeros(n)
+        pairs = zip(
+            readings.raw_of(case, claim, readings.MIDDLE, n),
+            readings.raw_of(case, free, readings.MIDDLE, n),
+            strict=True,
+        )
+        for (level, _, c), (_, _, u) in pairs:
+            target = prediction.target(claim.process.prediction, claim.latents, case.noise[:n], level)
+            above += ((target - u) * (c - u)).flatten(1).sum(1)
+            below += ((c - u) ** 2).flatten(1).sum(1)
+        return ratio(above, below)
+
+    return case.once("guidance weight", run)

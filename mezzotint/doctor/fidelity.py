@@ -1,0 +1,130 @@
+"""What a codec keeps of the user's own images: by spatial frequency, and of a thin line drawn onto them."""
+
+from __future__ import annotations
+
+import math
+from itertools import pairwise
+
+import torch
+from torch import Tensor
+
+from mezzotint import images
+from mezzotint.doctor.case import BATCH, Case
+from mezzotint.doctor.finding import Checked, Exhibit, Finding, Measure, Plot, measured
+from mezzotint.doctor.statistics import mean
+from mezzotint.families.model import working
+
+FAITHFUL = 0.8  # share of an image's variance that comes back, at least
+COARSE = 0.5  # the same within the coarse frequencies, below which even shapes are gone
+EDGES = (0.0, 1 / 32, 1 / 16, 1 / 8, 1 / 4, 1 / 2)  # cycles a pixel
+LINE = 0.5  # share of a two-pixel line's contrast below which thin defects are lost
+
+
+def examine(case: Case) -> Checked:
+    """Variance, peak signal-to-noise and each band of frequencies that survive encoding and decoding."""
+    pixels = case.images.pixels
+    back = through(case, pixels)
+    if not bool(back.isfinite().all()):
+        return Checked(
+            (Finding("latent.reconstruction", "broken", "the codec's pictures are not finite",
+                     "Use float32 for the codec, or its own file again.", strength=10),)
+        )  # fmt: skip
+    error = ((back - pixels) ** 2).flatten(1).mean(1)
+    kept = mean(1 - error / pixels.flatten(1).var(1).clamp(min=1e-6))
+    noise = mean(10 * (4 / error.clamp(min=1e-10)).log10())
+    bands = by_frequency(pixels, back)
+    contrast = {width: line(case, pixels, width) for width in (1, 2, 3)}
+    measures = (
+        measured("share of the images' variance that the codec gives back", kept,
+                f"at least {FAITHFUL:g}"),
+        measured("peak signal-to-noise ratio", noise, unit="dB"),
+        *(Measure(f"contrast of a {width}-pixel line that survives", value) for width, value in contrast.items()),
+    )  # fmt: skip
+    plot = Plot(
+        "what the codec keeps by spatial frequency", "cycles a pixel", "share kept",
+        {"kept": [(math.sqrt(max(a, 1 / 128) * b), v) for a, b, v in bands]}, log_x=True,
+    )  # fmt: skip
+    findings: list[Finding] = []
+    coarse = [v for a, b, v in bands if b <= 1 / 16]
+    if kept.value < FAITHFUL:
+        findings.append(
+            Finding(
+                "latent.reconstruction", "broken",
+                f"of these images' variance the codec gives back {100 * kept.value:.0f} % ({noise.value:.1f} dB)",
+                "Use the decoder that belongs to this encoder, undamaged, or train it on these images (method ="
+                " \"vae\").",
+                strength=(1 - kept.value) / (1 - FAITHFUL), measures=measures[:2],
+            )
+        )  # fmt: skip
+    elif min(coarse, default=1.0) > COARSE and _blurred(bands):
+        fine = [v for a, b, v in bands if 1 / 16 <= a < 1 / 4]
+        findings.append(
+            Finding(
+                "latent.detail", "harmful",
+                f"detail of 4 to 16 pixels survives the codec at {100 * min(fine):.0f} %, a 2-pixel line keeps"
+                f" {100 * contrast[2]:.0f} % of its contrast: cracks, edges and text go first",
+                "Use a codec with more channels or a smaller factor, or train its decoder on these images.",
+                strength=1.5, measures=measures,
+            )
+        )  # fmt: skip
+    elif contrast[2] < LINE:
+        findings.append(
+            Finding(
+                "latent.detail", "note", f"a 2-pixel line keeps {100 * contrast[2]:.0f} % of its contrast through the"
+                                         " codec",
+                "For thin defects use a codec with more channels, a smaller factor, or larger pictures.",
+                measures=measures[2:],
+            )
+        )  # fmt: skip
+    exhibit = beside(pixels, back)
+    return Checked(tuple(findings), measures, (plot,), (exhibit,))
+
+
+def _blurred(bands: list[tuple[float, float, float]]) -> bool:
+    """Whether detail of 4 to 16 pixels is nearly all gone, where images have any."""
+    return min((v for a, b, v in bands if 1 / 16 <= a < 1 / 4), default=1.0) < 0.25
+
+
+@torch.inference_mode()
+def through(case: Case, pixels: Tensor) -> Tensor:
+    """(N, P, H, W) encoded and decoded."""
+    codec = case.bare.codec
+    with working(case.bare, "codec"):
+        parts = [codec.decode(codec.encode(part.to(case.bare.device))).float().cpu() for part in pixels.split(BATCH)]
+    return torch.cat(parts)
+
+
+def by_frequency(pixels: Tensor, back: Tensor) -> list[tuple[float, float, float]]:
+    """(from, to, share of the power kept) by bands of radial frequency: 1 - |error|^2 / |image|^2 within each."""
+    height, width = pixels.shape[-2:]
+    window = torch.hann_window(height)[:, None] * torch.hann_window(width)[None]
+
+    def power(x: Tensor) -> Tensor:
+        centred = x - x.mean((2, 3), keepdim=True)
+        return torch.fft.rfft2(centred * window).abs().square().mean((0, 1))  # (H, W / 2 + 1)
+
+    image, error = power(pixels), power(back - pixels)
+    radius = (torch.fft.fftfreq(height)[:, None] ** 2 + torch.fft.rfftfreq(width)[None] ** 2).sqrt()
+    found: list[tuple[float, float, float]] = []
+    for a, b in pairwise(EDGES):
+        inside = (radius > a) & (radius <= b)
+        if bool(inside.any()) and float(image[inside].sum()) > 0:
+            found.append((a, b, 1 - float(error[inside].sum() / image[inside].sum())))
+    return found
+
+
+def line(case: Case, pixels: Tensor, width: int, count: int = 8) -> float:
+    """The contrast that is left of a dark slanted line of so many pixels, drawn onto the images: a regression slope."""
+    _, _, height, across = pixels.shape
+    y, x = torch.meshgrid(torch.arange(height), torch.arange(across), indexing="ij")
+    distance = (x * 0.94 + y * 0.34 - 0.6 * across).abs()
+    drawn = (width / 2 + 0.5 - distance).clamp(0, 1) * -0.5  # (H, W), half the range darker
+    some = pixels[:count].clamp(-0.4, 1)
+    change = through(case, some + drawn) - through(case, some)
+    return float((change * drawn).sum() / (drawn**2).expand_as(change).sum())
+
+
+def beside(pixels: Tensor, others: Tensor, count: int = 6) -> Exhibit:
+    """Pictures above what became of them."""
+    rows = torch.cat([torch.cat(list(part[:count]), dim=2) for part in (pixels, others)], dim=1)
+    return Exhibit("images, and the same through the codec", images.to_images(rows[None].clamp(-1, 1))[0])

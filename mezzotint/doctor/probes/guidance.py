@@ -1,0 +1,144 @@
+"""Guidance: too strong, on a model that has it built in, against a branch that was never trained, or missing."""
+
+from __future__ import annotations
+
+import torch
+
+from mezzotint import images
+from mezzotint.doctor import consistency, readings, trials
+from mezzotint.doctor.case import Case, Drawn
+from mezzotint.doctor.finding import Checked, Exhibit, Finding, Measure, NotChecked, Plot, measured
+from mezzotint.errors import InputError
+
+CLIPPED = 0.06  # share of pixels outside the range, beyond that of unguided pictures and the user's images
+WIDER = 1.6  # deviation of guided latents against that of unguided ones
+UNTRAINED = 1.0  # log error of the unconditional branch above that of the conditional one
+SCALES = (1.0, 1.5, 2.0, 3.0, 5.0, 7.5, 12.0)
+
+
+def examine(case: Case) -> Checked:
+    """Saturation by scale, the unconditional branch on the user's images, how sharp the network is at full noise."""
+    facts = case.model.contract.guidance
+    measures: list[Measure] = []
+    findings: list[Finding] = []
+    plots: list[Plot] = []
+    exhibits: list[Exhibit] = []
+    steered = case.model.text is not None or case.model.contract.classes is not None
+    if case.data is not None and steered and bool(case.latents.isfinite().all()):
+        findings += _branches(case, measures)
+    guided = facts.scale != 1.0 and (not facts.distilled) and steered
+    if guided:
+        found = _saturation(case, measures, plots, exhibits)
+        findings += [found] if found else []
+    elif not steered:
+        raise NotChecked("nothing steers this model, so nothing guides it")
+    elif facts.dropout > 0 and not facts.distilled:
+        findings.append(
+            Finding(
+                "guidance.missing", "note",
+                f"the model was trained for guidance (its condition was dropped in {100 * facts.dropout:.0f} % of"
+                " steps) and is"
+                " drawn without: pictures follow prompts less than they could",
+                "Try a scale of 2 to 5 and state the best one as guidance.scale.", "mezzotint generate PROMPT"
+                                                                                   " --guidance 3",
+            )
+        )  # fmt: skip
+    return Checked(tuple(findings), tuple(measures), tuple(plots), tuple(exhibits))
+
+
+def _branches(case: Case, measures: list[Measure]) -> list[Finding]:
+    facts = case.model.contract.guidance
+    findings: list[Finding] = []
+    sharp = consistency.calibration(case)
+    measures += [
+        measured("slope of the truth on its word at the noisiest level", sharp.noisy, "about 1; less if distilled"),
+        measured("the same at little noise", sharp.quiet, "about 1"),
+        Measure("deviation of the network's word at the noisiest level, of the images'", sharp.sharpness),
+    ]  # fmt: skip
+    if sharp.distilled and not facts.distilled and trials.explanation(case) is None:
+        findings.append(
+            Finding(
+                "guidance.distilled", "broken" if facts.scale != 1.0 else "harmful",
+                f"at the noisiest level the network gives whole images (deviation {sharp.sharpness:.2f} of the"
+                " images', slope"
+                f" {sharp.noisy.value:.2f}) as a distilled model does, and its files call for guidance {facts.scale:g}"
+                " as for"
+                " an ordinary one",
+                "Draw without guidance in few steps: state guidance.distilled (is_distilled), scale 1, the lcm"
+                " sampler.",
+                f"mezzotint generate PROMPT --model {case.path} --sampler lcm --steps 4 --guidance 1",
+                strength=3.0, measures=tuple(measures[-3:]),
+            )
+        )  # fmt: skip
+    if facts.scale != 1.0 and not facts.distilled:
+        mine = readings.score(case, trials.own(case).reading, readings.MIDDLE)
+        free = readings.score(case, mine.reading.named("no caption", steering=case.unsteered), readings.MIDDLE)
+        worse = mine.gain(free)
+        fit = consistency.weight(case)
+        measures += [
+            measured("log error of the unconditional branch above the conditional one's", worse,
+                    f"at most {UNTRAINED:g}"),
+            measured("multiple of the guided direction that fits the images best", fit, "about 1"),
+        ]  # fmt: skip
+        if worse.low > UNTRAINED:
+            findings.append(
+                Finding(
+                    "guidance.untrained", "broken",
+                    f"without its condition the network's log error is {worse.value:.2f} higher: the branch that"
+                    " guidance"
+                    " compares with was never trained",
+                    "Draw at guidance 1, or train on with a share of captions (labels) dropped.",
+                    f"mezzotint generate PROMPT --model {case.path} --guidance 1",
+                    strength=worse.value / UNTRAINED, measures=tuple(measures[-2:]),
+                )
+            )  # fmt: skip
+    return findings
+
+
+def spill(drawn: Drawn) -> float:
+    """Share of pixels clearly outside of what a picture can hold."""
+    return float((drawn.pixels.abs() > 1.05).float().mean())
+
+
+def _saturation(case: Case, measures: list[Measure], plots: list[Plot], exhibits: list[Exhibit]) -> Finding | None:
+    """Clipped pixels and swollen latents at the contract's scale against an unguided draw."""
+    scale = case.model.contract.guidance.scale
+    try:
+        free = case.draw(case.model, 8, guidance=1.0)
+    except InputError:
+        return None
+    own = case.drawn
+    swollen = float(own.latents.std() / free.latents.std().clamp(min=1e-9))
+    excess = spill(own) - max(spill(free), _given(case))
+    measures += [
+        Measure("share of pixels outside the range", spill(own), bound=f"at most {CLIPPED:g} more than unguided"),
+        Measure("the same without guidance", spill(free)),
+        Measure("deviation of guided latents, of unguided ones", swollen, bound=f"at most {WIDER:g}"),
+    ]
+    if not (excess > CLIPPED or swollen > WIDER):
+        return None
+    good, curve = 1.0, [(1.0, spill(free))]
+    for other in [s for s in SCALES if 1.0 < s < scale]:
+        trial = case.draw(case.model, 8, guidance=other)
+        curve.append((other, spill(trial)))
+        if spill(trial) - spill(free) < CLIPPED / 2 and float(trial.latents.std() / free.latents.std()) < 1.3:
+            good = other
+    curve.append((scale, spill(own)))
+    plots.append(Plot("pixels outside the range by guidance", "scale", "share", {"clipped": curve}))
+    rows = torch.cat([torch.cat(list(part.pixels[:6]), dim=2) for part in (free, own)], dim=1)
+    exhibits.append(Exhibit(f"without guidance, and at {scale:g}", images.to_images(rows[None].clamp(-1, 1))[0]))
+    return Finding(
+        "guidance.strong", "harmful",
+        f"at guidance {scale:g} {100 * spill(own):.0f} % of the pixels are outside the range ({100 * spill(free):.0f}"
+        " % without),"
+        f" and latents deviate {swollen:.2f} times as much",
+        f"Use a scale of at most {good:g}, guidance in the middle of the path alone, or guidance_rescale 0.7.",
+        f"mezzotint generate PROMPT --model {case.path} --guidance {good:g}",
+        strength=max(excess / CLIPPED, swollen / WIDER, 1.0), measures=tuple(measures[-3:]),
+    )  # fmt: skip
+
+
+def _given(case: Case) -> float:
+    if case.data is None:
+        return 0.0
+    return float((case.data.pixels.abs() > 1.05).float().mean())

@@ -1,0 +1,182 @@
+"""What the codec makes of the user's images, and whether it is what the backbone was trained on."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+from mezzotint import images
+from mezzotint.doctor import fidelity, trials
+from mezzotint.doctor.case import BATCH, Case
+from mezzotint.doctor.finding import Checked, Exhibit, Finding, Measure, Plot, measured
+from mezzotint.doctor.statistics import mean
+from mezzotint.families.model import working
+
+HALF = 65504.0  # the largest float16
+RESCALED = math.log(1.3)  # a scale that is nearer to the best one than this is left alone: data sets differ that much
+MOVED = 0.1  # of a deviation: the same for shifts
+APART = 0.8  # log error on the user's images above that on the model's own from which another codec is suspected
+FAITHFUL = 0.85  # share of the images' variance that a codec gives back, at least
+
+
+def examine(case: Case) -> Checked:
+    """Numbers of the latents, the way back to pixels, overflow in half precision, and the network's own word on units.
+
+    The network's word: on latents scaled, shifted or reordered as in its training it denoises best.
+    """
+    pixels = case.images.pixels
+    peak, where = largest(case, pixels)
+    measures = [Measure("largest activation of the codec", peak, bound=f"below {HALF:g} for half precision")]
+    findings: list[Finding] = []
+    if not bool(case.latents.isfinite().all()):
+        findings.append(
+            Finding("latent.overflow", "broken", "the codec's latents of these images are not finite",
+                    "Use float32 for the codec, or its own file again.", strength=10)
+        )  # fmt: skip
+        return Checked(tuple(findings), tuple(measures))
+    if peak > HALF:
+        upcast = bool(getattr(case.bare.codec.autoencoder.config, "force_upcast", False))
+        findings.append(
+            Finding(
+                "latent.overflow", "note" if upcast else "harmful",
+                f"activations of the codec reach {peak:.3g} at {where}, beyond the {HALF:g} of float16: half precision"
+                " gives"
+                f" black or broken pictures{', and its files say so' if upcast else ', and its files do not say so'}",
+                "Decode in float32 or bfloat16 and set force_upcast in the codec's config.json, so that other tools do"
+                " too.",
+                strength=peak / HALF, measures=(measures[0],),
+            )
+        )  # fmt: skip
+    checked = fidelity.examine(case)
+    z = case.latents
+    centre = z.mean((0, 2, 3)) / z.std((0, 2, 3)).clamp(min=1e-9)
+    measures += [
+        Measure("deviation of the latents", float(z.std())),
+        Measure("largest channel mean, in deviations", float(centre.abs().max())),
+        *checked.measures,
+    ]  # fmt: skip
+    findings += checked.findings
+    findings += units(case, measures)
+    bars = {
+        "mean": [(i, float(v)) for i, v in enumerate(z.mean((0, 2, 3)))],
+        "deviation": [(i, float(v)) for i, v in enumerate(z.std((0, 2, 3)))],
+    }
+    plot = Plot("latents of these images by channel", "channel", "backbone units", bars, kind="bars")
+    return Checked(tuple(findings), tuple(measures), (plot, *checked.plots), checked.exhibits)
+
+
+def units(case: Case, measures: list[Measure]) -> list[Finding]:
+    """Scale, shift, order, another codec: at most one of them, and nothing where the process explains more."""
+    scale, (shift, moved) = trials.scales(case), trials.shifts(case)
+    factor = float(scale.best.name)
+    deviation = float(case.usable.std())
+    measures += [
+        Measure("best scale of the latents", factor, bound=f"within {math.exp(RESCALED):.2g} times of 1"),
+        measured("gain there", scale.gain),
+        Measure("largest shift to the expected channel means, in deviations", float(moved.abs().max()) / deviation),
+        measured("gain there", shift.gain),
+    ]  # fmt: skip
+    order = trials.orders(case)
+    if order is not None:
+        measures.append(measured("gain of the best other order of channels", order.gain))
+    itself, mine = trials.itself(case), trials.own(case)
+    gap = mean(mine.log_error.mean(1))
+    measures.append(measured("log error on pictures of its own", itself.mean))
+    found = trials.explanation(case)
+    if found is None or found[0] == "process":
+        best = -math.inf if found is None else found[1].gain.value
+    else:
+        topic, contest = found
+        says = (
+            f"log error {contest.mine.mean.value:+.2f} as it is, {contest.others[0].mean.value:+.2f} so (gain"
+            f" {contest.gain.value:.2f}, {contest.gain.low:.2f} to {contest.gain.high:.2f})"
+        )
+        strength = 1 + contest.gain.value / trials.CLEAR
+        grade = "broken" if contest.mine.mean.value > 0.3 else "harmful"
+        if topic == "latent.scale" and abs(math.log(factor)) > RESCALED:
+            return [
+                Finding(
+                    topic, grade, f"the network denoises best when these latents are multiplied by {factor:.3g}:"
+                                  f" {says}",
+                    f"Correct the scale: {_scaled(case, factor)}", strength=strength,
+                )
+            ]  # fmt: skip
+        if topic == "latent.shift" and float(moved.abs().max()) / deviation > MOVED:
+            listed = ", ".join(f"{float(v):+.2f}" for v in moved[:8])
+            return [
+                Finding(
+                    topic, grade, f"the network expects these latents moved by {listed} (by channel): {says}",
+                    f"Correct the shift: {_shifted(case, moved)}", strength=strength,
+                    also=("data.balance",),
+                )
+            ]  # fmt: skip
+        if topic == "latent.order":
+            return [
+                Finding(
+                    topic, grade, f"the network denoises best with the channels in the order {contest.best.name}:"
+                                  f" {says}",
+                    "Use the codec that the backbone was trained with, or put its channels back into this order.",
+                    strength=strength,
+                )
+            ]  # fmt: skip
+        best = contest.gain.value
+    apart = gap.value - itself.mean.value
+    measures.append(Measure("log error on the user's images above that on its own", apart, bound=f"at most {APART:g}"))
+    if apart > APART and mine.mean.value > -0.1 and best < apart / 2:
+        return [
+            Finding(
+                "latent.codec", "broken",
+                f"the network denoises what it draws itself (log error {itself.mean.value:+.2f}) and not these images"
+                f" ({mine.mean.value:+.2f}), and no scale, shift, order, objective or schedule explains it",
+                "Use the codec that the backbone was trained with, or images of the kind that it was trained on.",
+                strength=apart / APART,
+            )
+        ]  # fmt: skip
+    return []
+
+
+def _scaled(case: Case, factor: float) -> str:
+    now = case.bare.contract.latent.scale
+    if isinstance(now, tuple):
+        return f"every number of latent.scale times {factor:.3g}"
+    return f"scaling_factor (latent.scale) {now * factor:.5g} in place of {now:.5g}"
+
+
+def _shifted(case: Case, moved: Tensor) -> str:
+    """backbone = (z - shift) scale, so moving by m is shift - m / scale."""
+    facts = case.bare.contract.latent
+    scale = torch.tensor(facts.scale).expand(len(moved))
+    found = torch.tensor(facts.shift).expand(len(moved)) - moved / scale
+    return f"shift_factor (latent.shift) about {float(found.mean()):.4g} on average over channels"
+
+
+@torch.inference_mode()
+def largest(case: Case, pixels: Tensor) -> tuple[float, str]:
+    """The largest activation anywhere in the codec, on the way there and back, and in which layer."""
+    network = case.bare.codec.autoencoder
+    found: list[tuple[float, str]] = [(0.0, "")]
+
+    def hook(name: str):
+        def watch(module: nn.Module, given: object, result: object) -> None:
+            if isinstance(result, Tensor):
+                found.append((float(result.abs().max().nan_to_num(math.inf)), name))
+
+        return watch
+
+    handles = [module.register_forward_hook(hook(name)) for name, module in network.named_modules() if name]
+    try:
+        with working(case.bare, "codec"):
+            for part in pixels[:8].split(BATCH):
+                case.bare.codec.decode(case.bare.codec.encode(part.to(case.bare.device)))
+    finally:
+        for handle in handles:
+            handle.remove()
+    return max(found)
+
+
+def beside(pixels: Tensor, others: Tensor, count: int = 6) -> Exhibit:
+    """Pictures above what became of them."""
+    rows = torch.cat([torch.cat(list(part[:count]), dim=2) for part in (pixels, others)], dim=1)
+    return Exhibit("images, and the same through the codec", images.to_images(rows[None].clamp(-1, 1))[0])

@@ -1,0 +1,192 @@
+"""Whether the path that the contract names arrives where the model leads: steps, sampler, shift, start."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from itertools import pairwise
+
+import torch
+from torch import Tensor
+
+from mezzotint.doctor import consistency
+from mezzotint.doctor.case import Case
+from mezzotint.doctor.finding import Checked, Finding, Measure, NotChecked, Plot, measured
+from mezzotint.doctor.statistics import Mean, mean
+from mezzotint.errors import InputError
+from mezzotint.families import Model
+from mezzotint.families.settings import settle
+from mezzotint.process import Discrete, RectifiedFlow
+from mezzotint.request import Request
+from mezzotint.sampling import LCM, SAMPLERS
+
+PICTURES = 8
+REFERENCE, CONVERGED = "dpmpp_2m", 80  # sampler and steps that stand for the end of the path
+FAR = 0.45  # relative error against it from which pictures differ to the eye
+ROUGH = 0.35  # difference of log10 power spectra between drawn and converged pictures
+LADDER = (4, 6, 8, 12, 20, 30, 50)
+SHIFTS = (1.0, 2.0, 3.0, 6.0)
+OPEN = 0.02  # alpha of the first level above which a path does not start in pure noise
+
+
+def examine(case: Case) -> Checked:
+    """Pictures from the same noise along the contract's path and along one that has converged."""
+    model, facts = case.model, case.model.contract.sampling
+    sampler = SAMPLERS.get(facts.sampler)
+    if sampler is None:
+        raise NotChecked(f"the contract names the sampler {facts.sampler!r}, which does not exist")
+    measures: list[Measure] = []
+    findings = _start(case, measures)
+    distilled = model.contract.guidance.distilled
+    seen = case.data is not None and bool(case.latents.isfinite().all())
+    sharp = consistency.calibration(case) if seen else None
+    if isinstance(sampler, LCM):
+        if sharp is not None and not sharp.distilled and not distilled:
+            findings.append(_unfit(case, "the sampler lcm jumps to whole images, and this network was not distilled"
+                                         " for it:"
+                                   f" at full noise it gives means (slope {sharp.noisy.value:.2f})"))  # fmt: skip
+        return Checked(tuple(findings), tuple(measures))
+    if distilled or (sharp is not None and sharp.distilled):
+        return Checked(tuple(findings), (*measures, Measure("steps of a distilled model", facts.steps)))
+    guidance = model.contract.guidance.scale
+    try:
+        ends = case.draw(model, PICTURES, sampler=REFERENCE, steps=converged(model), guidance=guidance).latents
+        mine = case.draw(model, PICTURES).latents
+    except InputError as reason:
+        raise NotChecked(f"pictures cannot be drawn: {reason}") from reason
+    random = noisy(facts.sampler)
+    rough = roughness(mine, ends)
+    measures.append(
+        Measure("difference of log power spectra from converged pictures", rough, bound=f"at most {ROUGH:g}")
+    )
+    error = apart(mine, ends)
+    if not random:
+        measures.append(
+            measured(f"error against {REFERENCE} in {converged(model)} steps", error, f"at most {FAR:g}")
+        )  # fmt: skip
+    bad = rough > ROUGH if random else error.value > FAR
+    plots: list[Plot] = []
+    if bad:
+        finding, plot = _remedy(case, ends, error, rough, random, measures)
+        findings.append(finding)
+        plots.append(plot)
+    return Checked(tuple(findings), tuple(measures), tuple(plots))
+
+
+def converged(model: Model) -> int:
+    """Steps of the reference path, as many as the schedule can place."""
+    schedule = model.process.schedule
+    most = schedule.timesteps // 2 if isinstance(schedule, Discrete) else CONVERGED
+    return max(2, min(CONVERGED, most, max(40, 3 * model.contract.sampling.steps)))
+
+
+def noisy(name: str) -> bool:
+    """Whether a sampler draws fresh noise on its way, so that the same start does not lead to the same picture."""
+    sampler = SAMPLERS[name]
+    return name == "ddpm" or isinstance(sampler, LCM) or getattr(sampler, "eta", 0.0) > 0
+
+
+def apart(mine: Tensor, ends: Tensor) -> Mean:
+    """Distance from the converged latents, of their deviation, over pictures."""
+    centre = ends.mean((0, 2, 3), keepdim=True)
+    size = (ends - centre).square().mean().sqrt()
+    return mean(((mine - ends) ** 2).flatten(1).mean(1).sqrt() / size)
+
+
+def roughness(mine: Tensor, ends: Tensor) -> float:
+    """Root mean square difference of log10 power by radial frequency, (C, bands)."""
+    return float((spectrum(mine) - spectrum(ends)).square().mean().sqrt())
+
+
+def spectrum(latents: Tensor, bands: int = 4) -> Tensor:
+    """(C, bands) log10 of the mean power by radial frequency, without the mean."""
+    height, width = latents.shape[-2:]
+    power = torch.fft.fft2(latents - latents.mean((2, 3), keepdim=True)).abs().square().mean(0)  # (C, h, w)
+    radius = (torch.fft.fftfreq(height)[:, None] ** 2 + torch.fft.fftfreq(width)[None] ** 2).sqrt()
+    edges = torch.linspace(0, 0.5, bands + 1)
+    rows = [power[:, (radius > a) & (radius <= b)].mean(1) for a, b in pairwise(edges.tolist())]
+    return torch.stack(rows, 1).clamp(min=1e-12).log10()
+
+
+def _start(case: Case, measures: list[Measure]) -> list[Finding]:
+    """Where the path begins: a schedule that ends in pure noise must be entered there (Lin et al. 2023, 3.3)."""
+    model = case.model
+    schedule = model.process.schedule
+    path = settle(model, Request()).path
+    first = path.steps[0].now
+    measures.append(Measure("signal that the first level of the path claims (alpha)", first.alpha))
+    if isinstance(schedule, Discrete) and schedule.zero_terminal_snr and first.alpha > OPEN:
+        return [
+            Finding(
+                "schedule.start", "harmful",
+                f"the schedule ends in pure noise and the path starts at timestep {first.t:g}, where alpha is"
+                f" {first.alpha:.3f}:"
+                " pictures all get medium brightness",
+                'Use trailing spacing ("timestep_spacing": "trailing"; sampling.spacing = "trailing").',
+                strength=first.alpha / OPEN, measures=(measures[-1],),
+            )
+        ]  # fmt: skip
+    return []
+
+
+def _unfit(case: Case, says: str) -> Finding:
+    good = "flow_euler" if isinstance(case.model.process.schedule, RectifiedFlow) else "dpmpp_2m"
+    return Finding(
+        "sampler.unfit", "harmful", says, f"Use {good} in 20 steps.",
+        f"mezzotint generate PROMPT --model {case.path} --sampler {good} --steps 20", strength=3.0,
+    )  # fmt: skip
+
+
+def _remedy(
+    case: Case, ends: Tensor, error: Mean, rough: float, random: bool, measures: list[Measure]
+) -> tuple[Finding, Plot]:
+    """More steps, another shift, or another sampler: the first that brings the path to its end."""
+    model, facts = case.model, case.model.contract.sampling
+    size = f"{error.value:.2f} of the deviation of pictures" if not random else f"{rough:.2f} in log power"
+    says = f"{facts.sampler} in {facts.steps} steps ends far from where the model leads ({size})"
+    curve = [(float(facts.steps), error.value)]
+    other = "flow_euler" if isinstance(model.process.schedule, RectifiedFlow) else "dpmpp_2m"
+    if random:
+        plain = apart(case.draw(model, PICTURES, sampler=other, steps=facts.steps).latents, ends)
+        if plain.value <= FAR:
+            finding = replace(
+                _unfit(case, f"{says}, where {other} in as many does not ({plain.value:.2f}): a sampler that draws"
+                             " fresh noise"
+                       " needs more steps"), also=("sampler.steps",),
+            )  # fmt: skip
+            return finding, Plot(
+                "error by sampler", "", "error", {"error": [(0, plain.value)]}, "bars", labels=(other,)
+            )
+    schedule = model.process.schedule
+    if isinstance(schedule, RectifiedFlow) and schedule.mu == "none" and not random:
+        tried = {shift: apart(case.draw(shifted(model, shift), PICTURES).latents, ends).value for shift in SHIFTS}
+        best = min(tried, key=lambda shift: tried[shift])
+        if tried[best] < min(error.value / 2, FAR):
+            finding = Finding(
+                "schedule.shift", "harmful", f"{says}; with shift {best:g} in place of {schedule.shift:g} the same"
+                                             " steps come to"
+                f" {tried[best]:.2f}", f"Set shift to {best:g} (scheduler_config.json; process.schedule.shift).",
+                strength=error.value / FAR, measures=tuple(measures),
+            )  # fmt: skip
+            return finding, Plot("error by shift", "shift", "error", {"error": sorted(tried.items())}, log_x=True)
+    enough = facts.steps
+    for steps in [s for s in LADDER if s > facts.steps]:
+        trial = case.draw(model, PICTURES, steps=steps).latents
+        value = roughness(trial, ends) if random else apart(trial, ends).value
+        curve.append((float(steps), value))
+        enough = steps
+        if value < (ROUGH if random else FAR) / 1.5:
+            break
+    finding = Finding(
+        "sampler.steps", "harmful", says, f"Use {enough} steps, or a sampler of higher order.",
+        f"mezzotint generate PROMPT --model {case.path} --steps {enough}",
+        strength=max(1.0, rough / ROUGH if random else error.value / FAR), measures=tuple(measures),
+    )  # fmt: skip
+    return finding, Plot("error by steps", "steps", "error", {facts.sampler: curve}, log_x=True, log_y=True)
+
+
+def shifted(model: Model, shift: float) -> Model:
+    """The model with another shift of its path."""
+    schedule = model.process.schedule
+    assert isinstance(schedule, RectifiedFlow)
+    process = replace(model.process, schedule=replace(schedule, shift=shift))
+    return replace(model, contract=model.contract.model_copy(update={"process": process}))

@@ -1,0 +1,221 @@
+"""Whether the network listens to captions and labels, and whether it hears what was said in training."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+import torch
+from torch import Tensor
+
+from mezzotint.data.folder import NO_LABEL
+from mezzotint.doctor import readings, trials
+from mezzotint.doctor.case import Case
+from mezzotint.doctor.encoders import Otherwise, otherwise
+from mezzotint.doctor.finding import Checked, Finding, Measure, NotChecked, measured
+from mezzotint.doctor.probes.objective import curves
+from mezzotint.doctor.readings import MIDDLE, Reading, Score
+from mezzotint.doctor.statistics import Mean, mean
+
+DEAF = 1e-3  # change of the output, relative, from one caption to another
+HEARD = 3.0  # standard errors by which the right caption must be better than another one
+MOST = 8  # captions or labels that every image is tried with
+AGREED = 0.6  # share of a caption's images that must prefer the same other one
+CUT = 0.05  # share of captions that may be longer than the encoder reads
+BETTER = 0.03  # gain of another way to read the encoder
+
+
+def examine(case: Case) -> Checked:
+    """Every image with its own caption, with another one's, with none: the right one must denoise best.
+
+    Where it does not, the same with other layers and paddings of the encoder, and with every other caption.
+    """
+    model = case.model
+    if model.text is None and model.contract.classes is None:
+        raise NotChecked("nothing steers this model")
+    words = wishes(case)
+    if len(set(words)) < 2:
+        raise NotChecked("needs images with different captions or labels: give --data a folder with metadata.jsonl")
+    mine = trials.own(case)
+    claim = mine.reading
+    middle = readings.score(case, claim, MIDDLE)
+    other = readings.score(case, claim.named("another's caption", steering=_rows(case, mismatched(words))), MIDDLE)
+    none = readings.score(case, claim.named("no caption", steering=case.unsteered), MIDDLE)
+    heard, against = middle.gain(other), middle.gain(none)
+    change = response(case, claim, other.reading)
+    measures = [
+        Measure("change of the output from one caption to another", change, bound=f"above {DEAF:g}"),
+        measured("gain of the right caption over another one", heard, "above 0"),
+        measured("gain of the right caption over none", against),
+    ]
+    findings = _lengths(case, measures)
+    best: Score | None = None
+    if model.text is not None and change > DEAF:
+        best = _readings(case, middle, measures, findings)
+    if change <= DEAF:
+        what = "captions" if model.text is not None else "labels"
+        findings.append(
+            Finding(
+                "text.ignored", "broken", f"from one of the {what} to another the network's output changes by"
+                                          f" {change:.1e}",
+                "Look at the conditioning's layers: cross-attention or the class table may be untrained, zero, or not"
+                " loaded; train with captions, and with less caption dropout.",
+                strength=10.0, measures=tuple(measures[:1]),
+            )
+        )  # fmt: skip
+    elif best is None and heard.deviations < HEARD and trials.explanation(case) is None:
+        findings.append(_misheard(case, words, middle, none, heard, measures))
+    plot = curves([middle, other, none], "error of the clean image by caption", MIDDLE)
+    return Checked(tuple(findings), tuple(measures), (plot,))
+
+
+def wishes(case: Case) -> list[str]:
+    """What is said of each image: its caption, or its label where the model has classes and no text."""
+    if case.model.text is not None:
+        return list(case.images.captions)
+    return ["" if label == NO_LABEL else str(label) for label in case.images.labels.tolist()]
+
+
+def mismatched(words: list[str]) -> Tensor:
+    """For each image another one with another caption, in a fixed order."""
+    n = len(words)
+    found = torch.arange(n)
+    for i in range(n):
+        for step in range(1, n):
+            j = (i + step * 7) % n if n % 7 else (i + step) % n
+            if words[j] != words[i]:
+                found[i] = j
+                break
+    return found
+
+
+def response(case: Case, claim: Reading, other: Reading, ratio: float = MIDDLE[-1]) -> float:
+    """How much the raw output changes between two conditionings, of its deviation."""
+    (_, _, a), *_ = readings.raw_of(case, claim, [ratio], len(claim.latents))
+    (_, _, b), *_ = readings.raw_of(case, other, [ratio], len(claim.latents))
+    return float((a - b).std() / a.std().clamp(min=1e-12))
+
+
+def _rows(case: Case, rows: Tensor):
+    return case.steering.map(lambda tensor: tensor[rows])
+
+
+def _lengths(case: Case, measures: list[Measure]) -> list[Finding]:
+    text = case.model.text
+    if text is None:
+        return []
+    room = text.readings(False)[0].length
+    lengths = text.lengths(list(dict.fromkeys(case.images.captions)))
+    cut = sum(length > room for length in lengths) / len(lengths)
+    measures.append(Measure("share of captions longer than the encoder reads", cut, bound=f"at most {CUT:g}"))
+    if cut <= CUT:
+        return []
+    return [
+        Finding(
+            "text.truncated", "harmful",
+            f"{100 * cut:.0f} % of the captions have more than the {room} tokens that the encoder reads (up to"
+            f" {max(lengths)}):"
+            " the network never sees their ends",
+            "Say what matters first, shorten captions, or read them in pieces (long_prompt = \"chunk\") in training"
+            " and after.",
+            strength=1 + cut / CUT, measures=(measures[-1],),
+        )
+    ]  # fmt: skip
+
+
+def _readings(case: Case, middle: Score, measures: list[Measure], findings: list[Finding]) -> Score | None:
+    """The best other way to read the encoder, where it is clearly better."""
+    claim, text = middle.reading, case.model.text
+    ways: dict[str, Otherwise] = {way.says: way for way in otherwise(text)} if text is not None else {}
+    if not ways:
+        return None
+    captions, labels = case.images.captions, case.images.labels
+    others: list[Reading] = []
+    for says, way in ways.items():
+        from dataclasses import replace
+
+        others.append(claim.named(says, steering=case.steered(replace(case.model, text=way.encoder), captions, labels)))
+    mine, scores = readings.contest(case, claim, others, MIDDLE)
+    best, gain = scores[0], scores[0].gain(mine)
+    name = f"gain of the best other way to read the encoder ({best.reading.name})"
+    measures.append(measured(name, gain, f"at most {BETTER:g}"))
+    if not (gain.value > BETTER and gain.deviations > trials.SURE):
+        return None
+    way = ways[best.reading.name]
+    rivals = {ways[s.reading.name].cause for s in scores[1:] if s.gain(mine).value > 0.8 * gain.value}
+    findings.append(
+        Finding(
+            way.cause, "harmful",
+            f"captions read with {best.reading.name} help the network more than as the files say: gain {gain.value:.2f}"
+            f" ({gain.low:.2f} to {gain.high:.2f})",
+            f"Read the encoder so: {best.reading.name}.",
+            strength=1 + gain.value / BETTER, measures=tuple(measures[-1:]), also=tuple(rivals - {way.cause}),
+        )
+    )  # fmt: skip
+    return best
+
+
+def _misheard(
+    case: Case, words: list[str], middle: Score, none: Score, heard: Mean, measures: list[Measure]
+) -> Finding:
+    """Captions that fit other images, labels that mean other classes, or an encoder that says something else."""
+    known = [word for word, _ in Counter(words).most_common(MOST)]
+    table = _table(case, middle.reading, words, known)  # (N, D)
+    own = torch.tensor([known.index(word) if word in known else -1 for word in words])
+    inside = own >= 0
+    preferred = table.argmin(1)
+    best = mean((none.log_error.mean(1) - table.min(1).values)[inside])
+    # what the best of so many gains by chance alone: the spread between captions that are not preferred
+    spread = float(table.std(1)[inside].mean())
+    measures += [
+        measured("gain of each image's best caption over none", best),
+        Measure("share of images that prefer their own caption", float((preferred == own)[inside].float().mean())),
+    ]
+    moved = {
+        word: Counter(preferred[own == i].tolist()).most_common(1)[0]
+        for i, word in enumerate(known)
+        if int((own == i).sum()) >= 2
+    }
+    agreed = [
+        (word, known[to]) for word, (to, count) in moved.items()
+        if count >= AGREED * int((own == known.index(word)).sum())
+    ]  # fmt: skip
+    elsewhere = [(a, b) for a, b in agreed if a != b]
+    says = (
+        f"the right caption is no better than another one (gain {heard.value:+.3f}, {heard.low:+.3f} to"
+        f" {heard.high:+.3f})"
+    )
+    heeds = best.low > 0.02 and best.value > 0.5 * spread
+    if case.model.text is None and heeds and len(elsewhere) >= max(2, 0.6 * len(moved)):
+        return Finding(
+            "text.labels", "broken",
+            f"{says}; the network takes label {', '.join(f'{a} for {b}' for a, b in elsewhere[:6])}",
+            "Put the class names in the order of training, or correct the labels of the data.", strength=5.0,
+            measures=tuple(measures), also=("text.captions",),
+        )  # fmt: skip
+    if heeds:
+        return Finding(
+            "text.captions", "harmful",
+            f"{says}, and yet each image has one that helps ({best.value:.2f} better than none): captions and images"
+            " do not"
+            " belong together",
+            "Correct the captions: rows of metadata.jsonl may have slipped, or were written for other images.",
+            strength=4.0, measures=tuple(measures), also=("text.encoder",),
+        )  # fmt: skip
+    return Finding(
+        "text.encoder", "broken",
+        f"{says}, and none of the captions helps an image ({best.value:+.2f} against none), though the output changes"
+        " with them",
+        "Use the text encoder and tokenizer that the network was trained with.",
+        strength=4.0, measures=tuple(measures), also=("text.captions",),
+    )  # fmt: skip
+
+
+def _table(case: Case, claim: Reading, words: list[str], known: list[str]) -> Tensor:
+    """(N, D) log error of each image with each caption."""
+    columns: list[Tensor] = []
+    for word in known:
+        row = words.index(word)
+        rows = torch.full((len(words),), row)
+        said = readings.score(case, claim.named(word, steering=_rows(case, rows)), MIDDLE[1::2])
+        columns.append(said.log_error.mean(1))
+    return torch.stack(columns, 1)

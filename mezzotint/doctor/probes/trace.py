@@ -1,0 +1,370 @@
+"""A run folder: whether training changed the weights, kept its course, had a fitting rate, and ended in time."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+import tomllib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from mezzotint.checkpoints import read_tensors
+from mezzotint.doctor.case import Case
+from mezzotint.doctor.finding import Checked, Finding, Measure, NotChecked, Plot
+from mezzotint.errors import InputError
+from mezzotint.families import Model, load
+
+METRICS, RECIPE = "metrics.jsonl", "recipe.toml"
+BAND = re.compile(r"validation/(\d+)-(\d+)%")
+BINS = 20  # parts of a run that the loss is averaged over, against the luck of its draws
+WORSE = 1.5  # of the training loss at the end to its best part
+RISEN = 0.05  # of the validation loss over its minimum
+FALLING = 0.15  # of the validation loss over the last quarter of a run
+LARGE, SMALL = 0.05, 3e-6  # relative change of the weights in a step at the highest rate
+SPIKE = 20.0  # of the gradient's norm over its median
+
+Points = list[tuple[float, float]]  # (step, value)
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """What a run left: its recipe, its records, its checkpoints."""
+
+    folder: Path
+    recipe: Mapping[str, Any]
+    records: tuple[Mapping[str, Any], ...]
+    checkpoints: tuple[Path, ...]  # oldest first
+
+    def series(self, key: str) -> Points:
+        return [(record["step"], float(record[key])) for record in self.records if record.get(key) is not None]
+
+    @property
+    def bands(self) -> dict[str, Points]:
+        """The validation loss by band of the clock, little noise first."""
+        keys = {key for record in self.records for key in record if BAND.fullmatch(key)}
+        return {key.partition("/")[2]: self.series(key) for key in sorted(keys, key=_start)}
+
+    @property
+    def loss(self) -> Points:
+        """The training loss; of an autoencoder without its adversary's, which starts late."""
+        return self.series("loss/distance") or self.series("loss")
+
+    def place(self, name: str | None) -> Path | None:
+        """A folder that the recipe names, as seen from here or from above the run folder; None where it is gone."""
+        roots = (Path(), *self.folder.resolve().parents)
+        return next((root / name for root in roots if (root / name).is_dir()), None) if name else None
+
+    def again(self, *changes: str) -> str:
+        """The command that trains anew with these changes."""
+        sets = "".join(f" --set {change}" for change in (*changes, f"out={self.folder}-again"))
+        return f"mezzotint train {self.folder / RECIPE}{sets}"
+
+
+def _start(key: str) -> int:
+    found = BAND.fullmatch(key)
+    return int(found[1]) if found else 0
+
+
+def read(folder: Path) -> Run:
+    """A run folder as training leaves it; a last line that a kill cut short is left out."""
+    if not (folder / METRICS).is_file():
+        raise NotChecked(f"{folder} holds no {METRICS}: give --trace the folder of a run")
+    records: list[Mapping[str, Any]] = []
+    for line in (folder / METRICS).read_text(encoding="utf-8").splitlines():
+        try:
+            records.append(json.loads(line))
+        except json.JSONDecodeError:
+            break
+    recipe = folder / RECIPE
+    content = tomllib.loads(recipe.read_text(encoding="utf-8")) if recipe.is_file() else {}
+    checkpoints = sorted(path for path in (folder / "checkpoints").glob("step-*") if path.is_dir())
+    return Run(folder, content, tuple(record for record in records if "step" in record), tuple(checkpoints))
+
+
+def examine(case: Case) -> Checked:
+    """What the records and the checkpoints of a run say of it."""
+    if case.trace is None:
+        raise NotChecked("needs a run: give --trace DIR, the folder that training wrote")
+    if case.trace.is_file():
+        raise NotChecked("a former report is compared by the speed probe")
+    run = read(case.trace)
+    weights = _weights(case, run)
+    found = [frozen(run, weights), diverged(run), rate(run, weights), over(run)]
+    if case.data is None:  # with images the network itself is asked
+        found.append(under(run))
+    loss = _binned(run.loss)
+    curves = {**run.bands, **({"validation": run.series("validation")} if not run.bands else {})}
+    plots = [Plot("validation loss by band of the clock", "step", "loss", curves, log_y=True)] if curves else []
+    plots += [Plot("training loss", "step", "loss", {"loss": loss}, log_y=True)] if loss else []
+    return Checked(tuple(each for each in found if each), _measures(run, weights), tuple(plots))
+
+
+# Weights.
+
+
+@dataclass(frozen=True, slots=True)
+class Weights:
+    """What the checkpoints say of how far the weights moved; None where they cannot."""
+
+    moved: float | None = None  # |w - w_start| / |w_start| of what has a start
+    between: float | None = None  # the same between the last two checkpoints
+    update: float | None = None  # |change of a step at the highest rate| / |w|
+    idle: float | None = None  # share of the trained numbers that no gradient ever reached
+    silent: tuple[str, ...] = ()  # what still stands at its initial zero, where all the rest of it would speak through
+
+
+def _weights(case: Case, run: Run) -> Weights:
+    """From the trained weights (not their average) and the optimiser's moments of the last checkpoint."""
+    if not run.checkpoints:
+        return Weights()
+    name = next((p.stem for p in sorted(run.checkpoints[-1].glob("*.safetensors"))
+                 if p.stem not in ("ema", "discriminator") and not p.stem.endswith(".optimiser")), None)  # fmt: skip
+    if name is None:
+        return Weights()
+    last = read_tensors(run.checkpoints[-1] / f"{name}.safetensors")
+    between = None
+    if len(run.checkpoints) > 1:
+        between = _distance(last, read_tensors(run.checkpoints[-2] / f"{name}.safetensors"))
+    moments = run.checkpoints[-1] / f"{name}.optimiser.safetensors"
+    idle, update = _moments(run, last, read_tensors(moments)) if moments.is_file() else (None, None)
+    moved = None
+    base = _base(case, run)
+    if base is not None:
+        moved = _distance({_bare(key): value for key, value in last.items()}, _named(base.backbone))
+    return Weights(moved, between, update, idle, _silent(last))
+
+
+def _base(case: Case, run: Run) -> Model | None:
+    """What the run started from, where it is at hand."""
+    if case.base is not None:
+        return case.base
+    told = run.recipe.get("base") or {}
+    place = run.place(told.get("path"))
+    try:
+        return load(place, force=True) if place else None
+    except InputError:
+        return None
+
+
+def _named(network: nn.Module) -> dict[str, Tensor]:
+    return {name: tensor.detach() for name, tensor in network.named_parameters()}
+
+
+def _bare(key: str) -> str:
+    """A parameter's name without what training wraps around a network."""
+    return re.sub(r"^(backbone\.|networks\.\d+\.)", "", key)
+
+
+def _distance(now: Mapping[str, Tensor], then: Mapping[str, Tensor]) -> float | None:
+    """|now - then| / |then| over the tensors that both have; None where that is little of what trains."""
+    shared = [key for key, value in now.items() if key in then and then[key].shape == value.shape]
+    if sum(now[key].numel() for key in shared) < sum(value.numel() for value in now.values()) / 2:
+        return None
+    squares = sum(float((now[key].double() - then[key].double()).square().sum()) for key in shared)
+    size = sum(float(then[key].double().square().sum()) for key in shared)
+    return math.sqrt(squares / size) if size else None
+
+
+def _moments(run: Run, last: Mapping[str, Tensor], moments: Mapping[str, Tensor]) -> tuple[float | None, float | None]:
+    """Share of numbers without a gradient, and rate |m / (sqrt(v) + eps)| / |w| at the run's highest rate.
+
+    Adam's step is rate m / (sqrt(v) + eps) (Kingma & Ba 2015, algorithm 1; late in a run its bias correction is 1).
+    """
+    total = unreached = 0
+    steps = sizes = 0.0
+    eps = float(run.recipe.get("optimiser", {}).get("eps", 1e-8))
+    for key, weight in last.items():
+        m, v = moments.get(f"{key}.exp_avg"), moments.get(f"{key}.exp_avg_sq")
+        if m is None or v is None:
+            continue
+        total += v.numel()
+        unreached += int((v == 0).sum())
+        steps += float((m.double() / (v.double().sqrt() + eps)).square().sum())
+        sizes += float(weight.double().square().sum())
+    peak = max((value for _, value in run.series("rate")), default=math.nan)
+    return (unreached / total if total else None), (peak * math.sqrt(steps / sizes) if sizes else None)
+
+
+def _silent(last: Mapping[str, Tensor]) -> tuple[str, ...]:
+    """Layers through which all that was trained acts, where every one of them is zero: then it acts on nothing.
+
+    A low-rank addition acts through its second matrix (Hu et al. 2021), a control network through its zero
+    convolutions (Zhang et al. 2023); training starts with them at zero.
+    """
+    for mark in ("lora_B", "lora_up", "controlnet_"):
+        gates = {k: v for k, v in last.items() if mark in k and "cond_embedding" not in k and k.endswith("weight")}
+        if gates and not any(bool(value.any()) for value in gates.values()):
+            return tuple(gates)
+    return ()
+
+
+# Findings.
+
+
+def frozen(run: Run, weights: Weights) -> Finding | None:
+    """The run changed nothing: weights are those of the start, or no gradient or rate ever reached them."""
+    steps = run.records[-1]["step"] if run.records else 0
+    rates = [value for _, value in run.series("rate")]
+    judged = [value for _, value in run.series("validation")]
+    why: list[str] = []
+    if weights.moved == 0.0:
+        why.append("the trained weights are those of the base, number for number")
+    if weights.between == 0.0:
+        first, last = (int(path.name.split("-")[1]) for path in run.checkpoints[-2:])
+        why.append(f"the weights of step {last} are those of step {first}, number for number")
+    if weights.idle == 1.0:
+        why.append("no gradient ever reached a trained weight")
+    if weights.silent:
+        why.append(f"all {len(weights.silent)} layers that it acts through are still zero, {weights.silent[0]} first")
+    if rates and not any(rates):
+        why.append("the learning rate was 0 throughout")
+    still = _same_at_end(judged)
+    if still >= 3:
+        why.append(f"the last {still} validations gave the same number, {judged[-1]:g}")
+    if not why:
+        return None
+    do = "Check that what should train is what the optimiser was given, at a rate above 0, then train again"
+    do += " from the start: a resumed run goes on with what its checkpoint says."
+    return Finding("run.frozen", "broken", f"after {steps:,} steps {'; '.join(why)}", do, run.again(),
+                   strength=float(len(why)))  # fmt: skip
+
+
+def _same_at_end(values: Sequence[float]) -> int:
+    count = 0
+    while count < len(values) and values[-1 - count] == values[-1]:
+        count += 1
+    return count
+
+
+def diverged(run: Run) -> Finding | None:
+    """The training loss is not finite, or ends far above its best part."""
+    every = [(step, value) for key in ("loss", "validation") for step, value in run.series(key)]
+    wrong = [step for step, value in every if not math.isfinite(value)]
+    command = run.again(f"optimiser.rate={_rate(run) / 3:.2g}")
+    do = "Train again at a third of the rate, with a warm-up and a bound on the gradient (optimiser.clip = 1)."
+    if wrong:
+        return Finding("run.diverged", "broken", f"the loss is not finite from step {min(wrong):,.0f} on", do, command,
+                       strength=10.0)  # fmt: skip
+    loss = _binned(run.loss)
+    if len(loss) < 4:
+        return None
+    best, last = min(value for _, value in loss), loss[-1][1]
+    scatter = _scatter(loss)
+    if best <= 0 or last < WORSE * best or last - best < 4 * scatter:
+        return None
+    at = next(step for step, value in loss if value == best)
+    says = f"the training loss fell to {best:.3g} near step {at:,.0f} and ended at {last:.3g}: {last / best:.1f} times it"
+    grade = "broken" if last >= loss[0][1] else "harmful"
+    return Finding("run.diverged", grade, says, do, command, strength=last / best / WORSE)
+
+
+def rate(run: Run, weights: Weights) -> Finding | None:
+    """Steps so large that they undo each other, or so small that nothing moves."""
+    if weights.update is None or not weights.update:
+        return None
+    peak = _rate(run)
+    told = f"at the rate of {peak:.2g} a step changes the weights by {weights.update:.2g} of their size"
+    if weights.update > LARGE:
+        spikes = _spikes(run)
+        more = f"; the gradient's norm rose {spikes} times beyond {SPIKE:g} times its median" if spikes else ""
+        do = "Lower the learning rate to a tenth and train again."
+        return Finding("run.rate", "harmful", f"{told}: they wander{more}", do,
+                       run.again(f"optimiser.rate={peak / 10:.2g}"), strength=weights.update / LARGE)  # fmt: skip
+    if weights.update < SMALL:
+        do = "Raise the learning rate tenfold and train again; 1e-4 is usual for a whole network, 1e-3 for an adapter."
+        return Finding("run.rate", "harmful", f"{told}: they hardly move", do,
+                       run.again(f"optimiser.rate={peak * 10:.2g}"), strength=SMALL / weights.update)  # fmt: skip
+    return None
+
+
+def over(run: Run) -> Finding | None:
+    """The validation loss passed its minimum and rose, and the run ended after that."""
+    judged = run.series("validation")
+    if len(judged) < 4 or not all(math.isfinite(value) for _, value in judged):
+        return None
+    (at, best), (end, last) = min(judged, key=lambda point: point[1]), judged[-1]
+    risen = last / best - 1 if best > 0 else 0.0
+    if risen <= RISEN or at >= end:
+        return None
+    worst = max(((points[-1][1] / min(v for _, v in points) - 1, name) for name, points in run.bands.items()
+                 if min(v for _, v in points) > 0), default=None)  # fmt: skip
+    says = f"the validation loss was lowest at step {at:,.0f} ({best:.4g}) and {risen:.0%} higher at the end ({end:,.0f})"
+    says += f", most in the band {worst[1]} of the clock ({worst[0]:+.0%})" if worst else ""
+    do = f"Stop near step {at:,.0f}, or train on more images; what comes after that is learned by heart."
+    return Finding("fit.over", "harmful", says, do, run.again(f"steps={max(int(at), 1)}"), strength=risen / RISEN)
+
+
+def under(run: Run) -> Finding | None:
+    """The validation loss was still falling fast when the run ended."""
+    fall = falling(run)
+    if fall is None or fall <= FALLING:
+        return None
+    steps = int(run.records[-1]["step"])
+    says = f"the validation loss fell by {fall:.0%} in the last quarter of {steps:,} steps: training was stopped early"
+    return Finding("fit.under", "harmful", says, "Train longer.", run.again(f"steps={steps * 4}"),
+                   strength=fall / FALLING)  # fmt: skip
+
+
+def falling(run: Run) -> float | None:
+    """The share that the validation loss lost over the last quarter of the run."""
+    judged = run.series("validation")
+    if len(judged) < 4 or judged[-1][1] <= 0:
+        return None
+    quarter = 0.75 * judged[-1][0]
+    before = [value for step, value in judged if step <= quarter][-1]
+    return 1 - judged[-1][1] / before
+
+
+def _measures(run: Run, weights: Weights) -> tuple[Measure, ...]:
+    rows = [Measure("steps", float(run.records[-1]["step"]) if run.records else 0.0)]
+    known = (
+        ("relative distance of the weights from the base", weights.moved, "above 0"),
+        ("relative distance between the last two checkpoints", weights.between, "above 0"),
+        ("relative change of the weights in a step", weights.update, f"{SMALL:g} to {LARGE:g}"),
+        ("share of trained numbers without a gradient", weights.idle, "below 1"),
+        ("share of the validation loss lost in the last quarter", falling(run), f"at most {FALLING:g}"),
+    )
+    rows += [Measure(name, value, bound=bound) for name, value, bound in known if value is not None]
+    loss, judged = _binned(run.loss), run.series("validation")
+    if loss and min(value for _, value in loss) > 0:
+        rows.append(Measure("training loss at the end to its best", loss[-1][1] / min(v for _, v in loss),
+                            bound=f"below {WORSE:g}"))  # fmt: skip
+    if judged and min(value for _, value in judged) > 0:
+        rows.append(Measure("validation loss at the end to its best", judged[-1][1] / min(v for _, v in judged),
+                            bound=f"below {1 + RISEN:g}"))  # fmt: skip
+    rows.append(Measure("spikes of the gradient", float(_spikes(run))))
+    return tuple(rows)
+
+
+def _rate(run: Run) -> float:
+    """The highest learning rate of the run."""
+    return max((value for _, value in run.series("rate")), default=1e-4)
+
+
+def _binned(points: Points) -> Points:
+    """Means over at most BINS equal parts of the run."""
+    finite = [point for point in points if math.isfinite(point[1])]
+    size = max(1, math.ceil(len(finite) / BINS))
+    parts = [finite[i : i + size] for i in range(0, len(finite), size)]
+    return [(part[-1][0], sum(value for _, value in part) / len(part)) for part in parts]
+
+
+def _scatter(points: Points) -> float:
+    """How much neighbouring parts differ by luck: the deviation of second differences, over sqrt(6)."""
+    values = torch.tensor([value for _, value in points], dtype=torch.float64)
+    return float(values.diff(n=2).abs().median()) / 0.6745 / math.sqrt(6)
+
+
+def _spikes(run: Run) -> int:
+    keys = {key for record in run.records for key in record if key.startswith("gradient/")}
+    count = 0
+    for key in keys:
+        values = torch.tensor([value for _, value in run.series(key)])
+        count += int((values > SPIKE * values.median().clamp(min=1e-12)).sum())
+    return count

@@ -1,0 +1,247 @@
+"""A diagnosis as people and programs read it: lines for the terminal, plain data, one page with everything measured."""
+
+from __future__ import annotations
+
+import base64
+import io
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import fields, is_dataclass
+from importlib import metadata, resources
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import jinja2
+
+from mezzotint import files
+from mezzotint.doctor import drawing
+from mezzotint.doctor.causes import CAUSES
+from mezzotint.doctor.finding import Checked, Diagnosis, Exhibit, Finding, Measure, Outcome, Plot
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+PAGE, DATA = "doctor.html", "doctor.json"
+MEANS = {"broken": "nothing good can come out", "harmful": "costs quality or time", "note": "good to know"}
+WIDEST = 1400  # pixels of a picture on the page
+SMALL = 128  # pictures below this are shown larger, pixel by pixel
+
+
+# Words.
+
+
+def title(cause: str) -> str:
+    """What people call a cause; a name that this version does not know stands for itself."""
+    return CAUSES[cause].title if cause in CAUSES else cause
+
+
+def verdict(found: Diagnosis) -> str:
+    """One sentence: the first thing to mend and how much more was found, or that nothing was."""
+    looked = sum(each.checked is not None for each in found.outcomes)
+    apart = len(found.outcomes) - looked
+    if found.healthy:
+        more = [counted(len(found.findings), "note"), f"{apart} not checked" if apart else ""]
+        brackets = ", ".join(part for part in more if part)
+        told = f" ({brackets})" if brackets else ""
+        return f"Healthy: {counted(looked, 'probe')} found nothing that costs quality or time{told}."
+    first, *others = found.findings
+    faults = [each for each in others if each.grade != "note"]
+    follow = sum(each.cause in found.follows for each in faults)
+    more = f"; {counted(len(faults), 'more cause')} found" if faults else ""
+    more += f", {'which' if follow == len(faults) else f'{follow} of which'} may follow from others" if follow else ""
+    return f"{first.grade.capitalize()}: {title(first.cause)}{more}."
+
+
+def counted(count: int, what: str) -> str:
+    """ "3 probes", "1 probe", "" for none."""
+    return f"{count} {what}{'' if count == 1 else 's'}" if count else ""
+
+
+def number(value: float) -> str:
+    """Three significant digits, or what there is in place of a number."""
+    if math.isnan(value):
+        return "not a number"
+    if math.isinf(value):
+        return "∞" if value > 0 else "-∞"
+    if value and not 1e-3 <= abs(value) < 1e6:
+        return f"{value:.2e}"
+    return f"{value:,.0f}" if value == int(value) or abs(value) >= 1000 else f"{value:#.3g}".rstrip(".")
+
+
+def interval(measure: Measure) -> str:
+    """The 95 % interval in words, "" where there is none."""
+    if measure.low is None or measure.high is None:
+        return ""
+    return f"{number(measure.low)} to {number(measure.high)}"
+
+
+def unchecked(found: Diagnosis) -> dict[str, list[str]]:
+    """What is lacking -> the probes that lack it."""
+    lacking: dict[str, list[str]] = {}
+    for each in found.outcomes:
+        if each.checked is None:
+            lacking.setdefault(each.why, []).append(each.probe)
+    return lacking
+
+
+def lines(found: Diagnosis, page: Path | None = None) -> list[str]:
+    """The verdict, two to four lines for each cause, what was not checked, and where the page is."""
+    told = [verdict(found)]
+    for place, each in enumerate(found.findings, start=1):
+        about = f"; follows from {found.follows[each.cause]}" if each.cause in found.follows else ""
+        about += f"; not told apart from {', '.join(each.also)}" if each.also else ""
+        told += ["", f"{place}. {each.grade}: {title(each.cause)} [{each.cause}{about}]", f"   {one_line(each.says)}"]
+        told += [f"   {one_line(each.do)}"] if each.do else []
+        told += [f"   $ {one_line(each.command)}"] if each.command else []
+    lacking = unchecked(found)
+    told += [""] if lacking else []
+    told += [f"not checked: {', '.join(probes)}: {one_line(why)}" for why, probes in lacking.items()]
+    return told + ([] if page is None else ["", f"everything that was measured: {page}"])
+
+
+def one_line(text: str) -> str:
+    return " ".join(text.split())
+
+
+# Plain data.
+
+
+def to_dict(found: Diagnosis) -> dict[str, Any]:
+    """The diagnosis as JSON can hold it, in the shape of `dataclasses.asdict`; `from_dict` reads it back.
+
+    Numbers that JSON lacks are "nan", "inf" and "-inf"; of an exhibit its title is kept; "healthy" and "verdict" are
+    added.
+    """
+    return {"verdict": verdict(found), "healthy": found.healthy, **_plain(found)}
+
+
+def from_dict(content: Mapping[str, Any]) -> Diagnosis:
+    """What `to_dict` made, without the pictures of its exhibits."""
+
+    def measures(rows: Sequence[Mapping[str, Any]]) -> tuple[Measure, ...]:
+        numbers = ("value", "low", "high")
+        return tuple(Measure(**{**row, **{name: _number(row[name]) for name in numbers}}) for row in rows)
+
+    def findings(rows: Sequence[Mapping[str, Any]]) -> tuple[Finding, ...]:
+        return tuple(
+            Finding(
+                row["cause"], row["grade"], row["says"], row["do"], row["command"], float(row["strength"]),
+                measures(row["measures"]), tuple(row["also"]),
+            )
+            for row in rows
+        )  # fmt: skip
+
+    def plot(row: Mapping[str, Any]) -> Plot:
+        curves = {name: tuple((float(x), float(y)) for x, y in points) for name, points in row["curves"].items()}
+        return Plot(**{**row, "curves": curves, "labels": tuple(row["labels"])})
+
+    def outcome(row: Mapping[str, Any]) -> Outcome:
+        said = row["checked"]
+        checked = said and Checked(
+            findings(said["findings"]), measures(said["measures"]), tuple(plot(each) for each in said["plots"])
+        )
+        return Outcome(row["probe"], checked, row["why"], float(row["seconds"]))
+
+    return Diagnosis(
+        content["path"], content["facts"], findings(content["findings"]), content["follows"],
+        tuple(outcome(row) for row in content["outcomes"]), float(content["seconds"]), content["settings"],
+    )  # fmt: skip
+
+
+def _number(value: Any) -> float | None:
+    return None if value is None else float(value)
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Exhibit):
+        return {"title": value.title}
+    if is_dataclass(value) and not isinstance(value, type):
+        return {field.name: _plain(getattr(value, field.name)) for field in fields(value)}
+    if isinstance(value, Mapping):
+        return {str(key): _plain(entry) for key, entry in value.items()}
+    if isinstance(value, (list, tuple, range)):
+        return [_plain(entry) for entry in value]
+    if value is None or isinstance(value, (str, bool, int)):
+        return value
+    if callable(item := getattr(value, "item", None)):  # a number of numpy or torch
+        return _plain(item())
+    if isinstance(value, float):
+        return value if math.isfinite(value) else str(value)
+    return str(value)
+
+
+# The page.
+
+
+def write(found: Diagnosis, folder: Path) -> Path:
+    """Write doctor.html, which loads nothing, and doctor.json into a folder; returns the page."""
+    files.write_json(Path(folder) / DATA, to_dict(found))
+    return files.write_text(Path(folder) / PAGE, html(found))
+
+
+def html(found: Diagnosis) -> str:
+    """The whole page: verdict, causes, probes, what was not checked, facts."""
+    environment = jinja2.Environment(
+        autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    template = environment.from_string(resources.files(__package__ or "").joinpath("report.html.j2").read_text("utf-8"))
+    return template.render(
+        found=found,
+        verdict=verdict(found),
+        first=found.findings[0].grade if found.findings else "note",
+        means=MEANS,
+        title=title,
+        heading=lambda cause: title(cause)[:1].upper() + title(cause)[1:],
+        places={each.cause: place for place, each in enumerate(found.findings, start=1)},
+        probe_of=_probes_of_causes(found),
+        probes=[_shown(each) for each in found.outcomes],
+        lacking=unchecked(found),
+        number=number,
+        interval=interval,
+        facts=list(_flat(found.facts)),
+        settings=list(_flat(found.settings)),
+        version=metadata.version("mezzotint"),
+    )
+
+
+def _probes_of_causes(found: Diagnosis) -> dict[str, str]:
+    """Cause -> the first probe that named it."""
+    named = [(each.cause, outcome.probe) for outcome in found.outcomes if outcome.checked
+             for each in outcome.checked.findings]  # fmt: skip
+    return dict(reversed(named))
+
+
+def _shown(outcome: Outcome) -> dict[str, Any]:
+    """A probe with its plots and exhibits as data addresses."""
+    checked = outcome.checked or Checked()
+    return {
+        "name": outcome.probe,
+        "looked": outcome.checked is not None,
+        "why": outcome.why,
+        "seconds": outcome.seconds,
+        "findings": checked.findings,
+        "measures": checked.measures,
+        "plots": [(plot, *drawing.drawn(plot)) for plot in checked.plots],
+        "exhibits": [(each.title, *_picture(each.image)) for each in checked.exhibits],
+    }
+
+
+def _picture(image: Image) -> tuple[str, int]:
+    """A PNG data address and the width to show it at."""
+    shown = image if image.mode in ("L", "RGB", "RGBA") else image.convert("RGB")
+    if shown.width > WIDEST:
+        shown = shown.resize((WIDEST, max(1, round(shown.height * WIDEST / shown.width))))
+    stream = io.BytesIO()
+    shown.save(stream, "PNG")
+    width = shown.width * max(1, SMALL // max(1, shown.width))
+    return f"data:image/png;base64,{base64.b64encode(stream.getvalue()).decode()}", width
+
+
+def _flat(content: Mapping[str, Any], before: str = "") -> Iterator[tuple[str, str]]:
+    """Nested facts as (dotted name, value) for people; what is empty is left out."""
+    for name, value in content.items():
+        if isinstance(value, Mapping):
+            yield from _flat(value, f"{before}{name}.")
+        elif value not in (None, "", (), []):
+            shown = ", ".join(map(str, value)) if isinstance(value, (list, tuple)) else str(value)
+            yield f"{before}{name}", shown

@@ -1,0 +1,208 @@
+"""The contests that several probes look at: what the files claim against every other way to read the network."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from mezzotint.doctor import readings
+from mezzotint.doctor.case import Case
+from mezzotint.doctor.readings import RATIOS, Reading, Score
+from mezzotint.doctor.statistics import Mean
+from mezzotint.process import Discrete, Process, RectifiedFlow, prediction
+
+CLEAR = 0.05  # gain in mean log error below which an alternative is no better in practice
+SURE = 5.0  # standard errors, paired over images
+SCALES = tuple(1.4**i for i in range(-8, 9) if i)  # 1/15 to 15
+FACTORIAL = 4  # channels up to which every order is tried
+
+
+@dataclass(frozen=True, slots=True)
+class Contest:
+    """The score of what the files claim and of the best alternatives, and what the best of them gains."""
+
+    mine: Score
+    others: tuple[Score, ...]
+
+    @property
+    def gain(self) -> Mean:
+        """Of the best alternative over the claim, in mean log error; below 0 where the claim is best."""
+        return self.others[0].gain(self.mine)
+
+    @property
+    def best(self) -> Reading:
+        return self.others[0].reading
+
+    @property
+    def lost(self) -> bool:
+        """Whether the claim is clearly worse than an alternative."""
+        return clearly(self.gain)
+
+
+def clearly(gain: Mean) -> bool:
+    """Whether a paired gain is large enough to matter, and sure."""
+    return gain.value > CLEAR and gain.deviations > SURE
+
+
+def own(case: Case) -> Score:
+    """How well the network denoises the user's images as the files say."""
+    return case.once("own", lambda: readings.score(case, readings.claimed(case)))
+
+
+def processes(case: Case) -> Contest:
+    """The claimed process against every objective under every known schedule."""
+
+    def run() -> Contest:
+        claim = own(case).reading
+        others = [claim.named(told(process), process=process) for process in readings.processes(claim.process)]
+        mine, best = readings.contest(case, claim, others, best=4)
+        return Contest(mine, tuple(best))
+
+    return case.once("processes", run)
+
+
+def scales(case: Case) -> Contest:
+    """Latents as they come against the same ones scaled, under the claimed process."""
+
+    def run() -> Contest:
+        claim = own(case).reading
+        others = [claim.named(f"{k:.3g}", latents=claim.latents * k) for k in SCALES]
+        mine, best = readings.contest(case, claim, others, best=2)
+        k = float(best[0].reading.name)
+        near = [claim.named(f"{f * k:.3g}", latents=claim.latents * (f * k)) for f in (0.85, 0.92, 1.0, 1.09, 1.18)]
+        _, finer = readings.contest(case, claim, [r for r in near if r.name != "1"], best=2)
+        return Contest(mine, tuple(finer))
+
+    return case.once("scales", run)
+
+
+def shifts(case: Case) -> tuple[Contest, Tensor]:
+    """Latents as they come against the same ones moved to the channel means that the network expects, and by how much.
+
+    At the noisiest ratio a denoiser pulls each channel's mean towards the one of its training data; going there again
+    and again ends at that mean.
+    """
+
+    def run() -> tuple[Contest, Tensor]:
+        claim = own(case).reading
+        moved = torch.zeros(claim.latents.shape[1])
+        for _ in range(5):
+            trial = claim.named("moved", latents=claim.latents + moved.view(1, -1, 1, 1))
+            (level, x, raw), *_ = readings.raw_of(case, trial, RATIOS[-1:], len(trial.latents))
+            clean = prediction.estimate(claim.process.prediction, raw, x, level).clean
+            pull = (clean - trial.latents).mean((0, 2, 3))
+            if not bool(pull.isfinite().all()) or float((moved + pull).abs().max()) > 50:
+                break
+            moved = moved + pull
+        trial = claim.named("moved to the expected means", latents=claim.latents + moved.view(1, -1, 1, 1))
+        mine, best = readings.contest(case, claim, [trial], best=1)
+        return Contest(mine, tuple(best)), moved
+
+    return case.once("shifts", run)
+
+
+def orders(case: Case) -> Contest | None:
+    """Channels as they come against other orders; None for one channel.
+
+    Up to four channels every order is tried; of more, the one that makes each channel most like one of those that the
+    network draws itself, and its neighbours by one exchange.
+    """
+
+    def run() -> Contest | None:
+        claim = own(case).reading
+        channels = claim.latents.shape[1]
+        if channels < 2:
+            return None
+        if channels <= FACTORIAL:
+            every = [list(order) for order in itertools.permutations(range(channels))][1:]
+        else:
+            every = [order for order in [likely_order(case)] if order != list(range(channels))]
+        others = [claim.named(" ".join(map(str, order)), latents=claim.latents[:, order]) for order in every]
+        if not others:
+            return None
+        mine, best = readings.contest(case, claim, others)
+        return Contest(mine, tuple(best))
+
+    return case.once("orders", run)
+
+
+def likely_order(case: Case) -> list[int]:
+    """For each channel as the network knows it, the channel of the user's latents that is most like it."""
+    drawn, given = signatures(case.drawn.latents), signatures(case.usable)
+    distance = ((drawn[:, None] - given[None]) ** 2).sum(-1)  # (C, C)
+    order = [-1] * len(distance)
+    for _ in range(len(distance)):  # the surest pair first
+        row, column = divmod(int(distance.argmin()), len(distance))
+        order[row] = column
+        distance[row], distance[:, column] = math.inf, math.inf
+    return order
+
+
+def signatures(latents: Tensor) -> Tensor:
+    """(C, F) of what tells channels apart: mean, deviation, skewness, and how alike neighbours are both ways."""
+    x = latents.clamp(-20, 20)
+    average, deviation = x.mean((0, 2, 3)), x.std((0, 2, 3)).clamp(min=1e-6)
+    z = (x - average.view(1, -1, 1, 1)) / deviation.view(1, -1, 1, 1)
+    across = (z[..., :, 1:] * z[..., :, :-1]).mean((0, 2, 3))
+    down = (z[..., 1:, :] * z[..., :-1, :]).mean((0, 2, 3))
+    between = z.mean((2, 3)).std(0)  # how much of the variance is between images
+    return torch.stack([average, 2 * deviation.log(), 0.5 * (z**3).mean((0, 2, 3)), 2 * across, 2 * down, between], 1)
+
+
+def itself(case: Case) -> Score:
+    """How well the network denoises what it draws itself, under the claimed process."""
+
+    def run() -> Score:
+        drawn = case.drawn
+        steering = case.steering.map(lambda tensor: tensor[drawn.rows])
+        claim = replace(readings.claimed(case), name="its own pictures", latents=drawn.latents, steering=steering)
+        return readings.score(case, claim)
+
+    return case.once("itself", run)
+
+
+def explanation(case: Case) -> tuple[str, Contest] | None:
+    """Of everything that may be claimed wrongly, what the network gains most from reading otherwise; None: nothing.
+
+    One wrong claim makes other readings better too (half the scale looks like less noise), so that only the largest
+    gain is a cause.
+    """
+
+    def run() -> tuple[str, Contest] | None:
+        found: dict[str, Contest | None] = {
+            "process": processes(case), "latent.scale": scales(case), "latent.shift": shifts(case)[0],
+            "latent.order": orders(case),
+        }  # fmt: skip
+        lost = {name: contest for name, contest in found.items() if contest is not None and contest.lost}
+        return max(lost.items(), key=lambda item: item[1].gain.value) if lost else None
+
+    return case.once("explanation", run)
+
+
+def told(process: Process) -> str:
+    """A process in a few words."""
+    schedule = process.schedule
+    if isinstance(schedule, RectifiedFlow):
+        return f"{process.prediction}, rectified flow on a clock of {schedule.clock:g}"
+    numbers = "" if schedule.betas == "cosine" else f" {schedule.beta_start:g}..{schedule.beta_end:g}"
+    clock = f" told 0..{schedule.clock:g}" if schedule.clock != schedule.timesteps else ""
+    return f"{process.prediction}, {schedule.name}{numbers} of {schedule.timesteps} timesteps{clock}"
+
+
+def kind(ours: Process, theirs: Process) -> str:
+    """The cause that a better process names: the first thing in which it differs."""
+    if ours.prediction is not theirs.prediction or isinstance(ours.schedule, Discrete) != isinstance(
+        theirs.schedule, Discrete
+    ):
+        return "objective"
+    a, b = ours.schedule, theirs.schedule
+    if a.clock != b.clock and (isinstance(a, RectifiedFlow) or replace(a, tick=1.0) == replace(b, tick=1.0)):  # pyright: ignore
+        return "schedule.clock"
+    if isinstance(a, Discrete) and isinstance(b, Discrete):
+        same = replace(a, zero_terminal_snr=b.zero_terminal_snr) == b
+        return "schedule.terminal" if same else "schedule.levels"
+    return "schedule.levels"
