@@ -45,7 +45,7 @@ def test_unknown_verbs_and_options(refused: Refused) -> None:
     assert "fp8" in refused("generate", "--model", "x", "--out", "y", "--dtype", "fp8")
 
 
-@pytest.mark.parametrize("verb", ["generate", "inspect"])
+@pytest.mark.parametrize("verb", ["generate", "inspect", "doctor"])
 def test_paths_that_lead_nowhere(verb: str, refused: Refused, tmp_path: Path) -> None:
     def try_path(path: Path) -> str:
         return refused("generate", "--model", path, "--out", tmp_path) if verb == "generate" else refused(verb, path)

@@ -20,6 +20,7 @@ VERBS = {
     "train": "train or fine-tune from a recipe; a stopped run goes on where it was",
     "synth": "a synthetic defect set from your own images: pictures, masks, COCO and YOLO labels",
     "evaluate": "how far synthetic images are from real ones, with intervals",
+    "doctor": "why a model's pictures are bad or slow: the cause, the evidence, what mends it",
 }
 
 HELP = """usage: mezzotint VERB [options]

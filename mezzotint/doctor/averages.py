@@ -50,7 +50,7 @@ def _of_run(case: Case) -> Finding | None:
                     "weights.average", "harmful",
                     f"The backbone has the weights of a last step ({to_live:.1e} of their size from those of"
                     f" {place.name} of {case.trace.name}), not their moving average ({to_average:.1e} apart).{better}",
-                    f"Use the averaged weights: those of {RESULT}/ in the run's folder, or {AVERAGE} of its checkpoint.",
+                    f"Use the averaged weights: {RESULT}/ in the run's folder, or {AVERAGE} of its checkpoint.",
                     strength=min(100.0, max(1.0, to_average / max(to_live, APART))),
                 )  # fmt: skip
     return None
@@ -111,8 +111,8 @@ def _of_file(case: Case) -> Finding | None:
         return None
     return Finding(
         "weights.average", "harmful",
-        f"{case.path.name} holds the weights of the last step and their moving average, {apart:.1e} of their size apart;"
-        " the network has those of the last step.",
+        f"{case.path.name} holds the weights of the last step and their moving average, {apart:.1e} of their size"
+        " apart; the network has those of the last step.",
         f"Use a file in which the averages ({AVERAGED}*) stand in the place of {PREFIX}*.",
         strength=max(1.0, apart / SAME),
     )  # fmt: skip

@@ -19,11 +19,12 @@ import torch.nn.functional as F
 
 from mezzotint.doctor.clock import Paired, settled
 
-SPENT = 0.15  # seconds on each of the three; the best of many runs is a ceiling, also beside other jobs
+SPENT = 0.1  # seconds on each of the three; the best of many runs is a ceiling, also beside other jobs
 PRODUCT, LARGEST = 256, 4096  # sides of the matrices: grown until one product takes
 ENOUGH = 2e-3  # seconds, far above what a call costs
 COPIED = 1 << 24  # numbers of float32, 64 MiB: beyond the caches of most machines
 PAIRS = 7
+MOST = 20  # runs of each side of a pair
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,6 +67,11 @@ def times_slower(
         others = _ratios(convolutions[0].act, convolutions[1].act, device)
         pairs = [(1 - convolved) * a + convolved * b for a, b in zip(pairs, others, strict=True)]
     return Paired(tuple(pairs))
+
+
+def product(device: str, dtype: torch.dtype) -> Callable[[], object]:
+    """A matrix product that takes long enough to be timed well."""
+    return _product(device, dtype).act
 
 
 def cores() -> int:
@@ -152,7 +158,7 @@ def _best(act: Callable[[], object], device: str) -> float:
 def _ratios(first: Callable[[], object], second: Callable[[], object], device: str) -> list[float]:
     """Pair by pair, each side the best of a few: single products are short beside what other jobs take."""
     slow = max((first(), settled(first, device))[1], (second(), settled(second, device))[1])
-    times = 5 if slow < 0.02 else 1
+    times = min(MOST, max(1, int(SPENT / 2 / max(slow, 1e-6))))
 
     def best(act: Callable[[], object]) -> float:
         return min(settled(act, device) for _ in range(times))

@@ -9,7 +9,6 @@ from torch import Tensor
 
 from mezzotint.doctor import readings, trials
 from mezzotint.doctor.case import Case
-from mezzotint.doctor.readings import RATIOS
 from mezzotint.doctor.statistics import Mean, mean
 from mezzotint.process import prediction
 
@@ -37,12 +36,11 @@ def calibration(case: Case) -> Calibration:
     """
 
     def run() -> Calibration:
-        claim = trials.own(case).reading
-        found = readings.raw_of(case, claim, (RATIOS[1], RATIOS[-1]), len(claim.latents))
+        claim, every = trials.own(case).reading, trials.answers(case)
         centre = claim.latents.mean((0, 2, 3), keepdim=True)
         slopes: list[Mean] = []
         sharpness = 0.0
-        for level, x, raw in found:
+        for level, x, raw in (every[1], every[-1]):
             said = prediction.estimate(claim.process.prediction, raw, x, level).clean - centre
             truth = claim.latents - centre
             slopes.append(ratio((said * truth).flatten(1).sum(1), (said * said).flatten(1).sum(1)))
@@ -72,11 +70,7 @@ def weight(case: Case) -> Mean:
         free = claim.named("no caption", steering=case.unsteered)
         n = len(claim.latents)
         above, below = torch.zeros(n), torch.zeros(n)
-        pairs = zip(
-            readings.raw_of(case, claim, readings.MIDDLE, n),
-            readings.raw_of(case, free, readings.MIDDLE, n),
-            strict=True,
-        )
+        pairs = zip(trials.answers(case)[1:-1], readings.raw_of(case, free, readings.MIDDLE, n), strict=True)
         for (level, _, c), (_, _, u) in pairs:
             target = prediction.target(claim.process.prediction, claim.latents, case.noise[:n], level)
             above += ((target - u) * (c - u)).flatten(1).sum(1)

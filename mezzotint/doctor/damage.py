@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 
 from torch import Tensor, nn
@@ -11,18 +12,21 @@ from torch import Tensor, nn
 from mezzotint.conditioning import Conditioning
 from mezzotint.doctor import readings
 from mezzotint.doctor.case import Case
-from mezzotint.doctor.layers import Layer, branches, median, siblings, silenced
-from mezzotint.doctor.readings import Reading, Score
+from mezzotint.doctor.finding import NotChecked
+from mezzotint.doctor.layers import COLUMNS, ROWS, Layer, branches, median, siblings, silenced
+from mezzotint.doctor.readings import Reading
 from mezzotint.doctor.statistics import Mean
+from mezzotint.errors import InputError
 
 # Chance keeps the order of a matrix below 4.8 (see layers.order). In trained networks most kinds of layer are ordered
 # by hundreds; some kinds (values of attention, shortcuts) are not, even in networks that are well, and are not judged.
 CHANCE = 6.0
-ORDERED = 60.0  # median of a kind from which on its members must be ordered
+ORDERED = 40.0  # median of a kind from which on its members must be: the least of them had 11.6 where it was
 UNIFORM = (
     1.76  # |entry| in deviations below which a matrix is a fresh one: sqrt(3) of a uniform start, 2.3 when trained
 )
-BELL = 2.6  # kurtosis that a trained matrix gets only together with order: from 9 on where order was measured
+BELL = 2.6  # kurtosis: trained matrices without order have at most 2.45, normal noise has 3
+LONE = 16384  # numbers from which on a layer without others of its kind is judged: small ones have order by chance
 OUTSIZED = 5.0  # times the largest, or below the smallest, of its kind
 FEW = 4  # members from which on a kind has a measure of its own
 LEVELS = readings.RATIOS[1::2]
@@ -44,11 +48,17 @@ def fresh(layer: Layer) -> bool:
     return layer.judged and layer.order < CHANCE and layer.largest < UNIFORM
 
 
+def normal(layer: Layer) -> bool:
+    """Whether the fourth moment is that of a normal distribution, within 4 of its standard errors sqrt(24 / n)."""
+    count = min(layer.tensor.numel(), ROWS * COLUMNS)
+    return abs(layer.kurtosis - 3.0) < 4 * math.sqrt(24 / count)
+
+
 def scrambled(every: Sequence[Layer]) -> list[Odd]:
     """Matrices in random order where their kind is ordered: replaced by noise, shuffled, or never trained.
 
-    Where a kind has few members, or is not ordered, only what is normally distributed in random order is odd: training
-    that makes numbers bell-shaped orders them, so these were drawn so.
+    Where a kind has few members, or is not ordered, only what is normally distributed in random order is odd where
+    others are not: training that makes numbers bell-shaped orders them, so these were drawn so.
     """
     found: list[Odd] = []
     for kind in siblings(every).values():
@@ -60,13 +70,13 @@ def scrambled(every: Sequence[Layer]) -> list[Odd]:
             usual = median(other.order for other in others)
             network = median(o.order for o in every if o.judged and o.network == layer.network)
             if len(others) >= FEW - 1 and usual >= ORDERED:
-                why = f"its entries stand in random order ({layer.order:.1f} deviations; its kind {usual:.0f})"
+                why = f"the entries stand in random order ({layer.order:.1f} deviations; its kind {usual:.0f})"
                 found.append(Odd(layer, why, usual / ORDERED))
-            elif network >= ORDERED and layer.kurtosis > BELL and layer.order < CHANCE - 1:
-                tails = (
-                    f"bell-shaped (kurtosis {layer.kurtosis:.1f}) but in random order ({layer.order:.1f} deviations)"
-                )
-                found.append(Odd(layer, f"its entries are {tails}", layer.kurtosis / BELL))
+            elif network >= ORDERED / 2 and normal(layer) and all(other.kurtosis < BELL for other in others):
+                if len(others) < FEW - 1 and layer.tensor.numel() < LONE:
+                    continue
+                tails = f"normally distributed (kurtosis {layer.kurtosis:.2f})"
+                found.append(Odd(layer, f"the entries are {tails} and in random order", layer.kurtosis / BELL))
     return found
 
 
@@ -116,13 +126,21 @@ def _steering(case: Case) -> Conditioning:
     )
 
 
-def resized(case: Case, odd: Odd, own: Reading, score: Score) -> Trial:
-    """The layer's output divided by what it is too large by."""
-    name = odd.layer.name.rpartition(".")[0]
-    module = case.bare.networks(odd.layer.part)[odd.layer.network].get_submodule(name)
-    with _scaled(module, 1 / odd.factor):
-        after = readings.score(case, own, LEVELS)
-    return Trial(name, score.mean, after.mean, after.gain(score))
+def resized(case: Case, odd: Sequence[Odd]) -> Mean | None:
+    """What the network gains when each of these layers is brought to the size of its kind; None without images."""
+    backbone = [each for each in odd if each.layer.part == "backbone"]
+    if case.data is None or not backbone:
+        return None
+    try:
+        own = reading(case)
+        before = readings.score(case, own)
+    except (NotChecked, InputError):
+        return None
+    with ExitStack() as stack:
+        for each in backbone:
+            module = case.bare.backbone.get_submodule(each.layer.name.rpartition(".")[0])
+            stack.enter_context(_scaled(module, 1 / each.factor))
+        return readings.score(case, own).gain(before)
 
 
 @contextmanager
@@ -162,5 +180,6 @@ def without(case: Case, own: Reading) -> list[Trial]:
 def explained(case: Case, own: Reading) -> bool:
     """Whether another objective or schedule makes the network denoise well: then its weights are as they should be."""
     others = [own.named("", process=process) for process in readings.processes(own.process)]
-    mine, theirs = readings.contest(case, own, others, LEVELS)
+    mine = readings.score(case, own, LEVELS)
+    theirs = readings.contest(case, mine, others)
     return bool(theirs) and theirs[0].mean.value < -0.1 and theirs[0].gain(mine).low > 0.3

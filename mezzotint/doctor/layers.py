@@ -71,6 +71,12 @@ def block_of(name: str) -> str:
     return ".".join(words[: numbers[-1] + 1]) if numbers else words[0]
 
 
+def blocks_of(names: Iterable[str]) -> list[str]:
+    """The blocks of these tensors, each once, and without blocks within others of them."""
+    found = list(dict.fromkeys(block_of(name) for name in names))
+    return [block for block in found if not any(block.startswith(f"{other}.") for other in found)]
+
+
 def layers(model: Model, say: Callable[[str], None] = lambda what: None) -> list[Layer]:
     """Every floating tensor of a model once, under its first name."""
     found: list[Layer] = []
@@ -162,9 +168,11 @@ def median(values: Iterable[float]) -> float:
 @contextmanager
 def silenced(modules: Iterable[nn.Module]) -> Iterator[None]:
     """The modules answer zero for the length of the block: what they add to their networks is left out."""
-    handles = [
-        module.register_forward_hook(lambda module, told, answer: torch.zeros_like(answer)) for module in modules
-    ]
+
+    def nothing(module: nn.Module, told: object, answer: Tensor) -> Tensor:
+        return torch.zeros_like(answer)
+
+    handles = [module.register_forward_hook(nothing) for module in modules]
     try:
         yield
     finally:

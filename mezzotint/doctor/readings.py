@@ -17,6 +17,7 @@ from torch import Tensor
 from mezzotint.conditioning import Conditioning
 from mezzotint.doctor.case import Case
 from mezzotint.doctor.statistics import Mean, mean
+from mezzotint.errors import InputError
 from mezzotint.families import Model
 from mezzotint.process import Discrete, Level, Prediction, Process, RectifiedFlow, prediction
 from mezzotint.process.level import from_ratio
@@ -27,6 +28,7 @@ from mezzotint.sampling.spacing import timestep_of
 RATIOS = tuple(math.exp(half) for half in (-3.0, -1.9, -0.9, 0.0, 0.9, 1.9))
 MIDDLE = RATIOS[1:-1]
 FIRST = 8  # images of the first round of a contest
+BEHIND = 0.1  # mean log error by which a reading is out after it
 LARGEST, SMALLEST = 1e4, 1e-6  # errors are kept within, so that no image decides alone
 
 
@@ -56,16 +58,23 @@ class Score:
 
     reading: Reading
     log_error: Tensor  # (N, K)
+    ratios: tuple[float, ...] = RATIOS
 
     @property
     def mean(self) -> Mean:
         """Over images, of the mean over levels."""
         return mean(self.log_error.mean(1))
 
+    def at(self, ratios: Sequence[float], images: int | None = None) -> Score:
+        """The same at some of the ratios, for the first images."""
+        columns = [self.ratios.index(ratio) for ratio in ratios]
+        return Score(self.reading, self.log_error[:images, columns], tuple(ratios))
+
     def gain(self, over: Score) -> Mean:
-        """What this reading is better by than another one, paired over images."""
+        """What this reading is better by than another one, paired over the images and ratios that both saw."""
+        shared = [ratio for ratio in self.ratios if ratio in over.ratios]
         n = min(len(self.log_error), len(over.log_error))
-        return mean((over.log_error[:n] - self.log_error[:n]).mean(1))
+        return mean((over.at(shared, n).log_error - self.at(shared, n).log_error).mean(1))
 
 
 def claimed(case: Case) -> Reading:
@@ -99,7 +108,9 @@ def raw_of(
     return found
 
 
-def judged(case: Case, reading: Reading, found: Sequence[tuple[Level[float], Tensor, Tensor]]) -> Score:
+def judged(
+    reading: Reading, found: Sequence[tuple[Level[float], Tensor, Tensor]], ratios: tuple[float, ...] = RATIOS
+) -> Score:
     """The score of raw outputs under the reading's prediction."""
     clean = reading.latents
     columns: list[Tensor] = []
@@ -107,7 +118,7 @@ def judged(case: Case, reading: Reading, found: Sequence[tuple[Level[float], Ten
         estimate = prediction.estimate(reading.process.prediction, raw, x, level).clean
         error = ((estimate - clean[: len(x)]) ** 2).flatten(1).mean(1)  # (n,)
         columns.append((error / scalar_error(clean, level)).clamp(SMALLEST, LARGEST).nan_to_num(LARGEST).log())
-    return Score(reading, torch.stack(columns, dim=1))
+    return Score(reading, torch.stack(columns, dim=1), ratios)
 
 
 def scalar_error(clean: Tensor, level: Level[float]) -> Tensor:
@@ -119,22 +130,20 @@ def scalar_error(clean: Tensor, level: Level[float]) -> Tensor:
 
 def score(case: Case, reading: Reading, ratios: Sequence[float] = RATIOS, count: int | None = None) -> Score:
     """How well the network denoises the user's images under a reading."""
-    return judged(case, reading, raw_of(case, reading, ratios, count or len(reading.latents)))
+    return judged(reading, raw_of(case, reading, ratios, count or len(reading.latents)), tuple(ratios))
 
 
-def contest(
-    case: Case, own: Reading, others: Sequence[Reading], ratios: Sequence[float] = RATIOS, best: int = 2
-) -> tuple[Score, list[Score]]:
-    """The score of one's own reading and of its alternatives, best first.
+def contest(case: Case, mine: Score, others: Sequence[Reading], best: int = 2) -> tuple[Score, ...]:
+    """The alternatives to a reading whose score is known, best first.
 
-    All of them meet on a few images at every second ratio; the `best` and one's own go on to all. Readings that differ
-    in the prediction alone share the network's answers.
+    All of them meet on a few images at every second ratio, and the `best` go on to all images and ratios, where they
+    are not far behind by then. Readings that differ in the prediction alone share the network's answers.
     """
-    first = _scores(case, others, ratios[1::2], min(FIRST, len(own.latents))) if len(others) > best else []
-    ranked = sorted(first, key=lambda found: found.mean.value) or [Score(r, torch.empty(0, 0)) for r in others]
-    finalists = [found.reading for found in ranked[:best]]
-    mine, *theirs = _scores(case, [own, *finalists], ratios, len(own.latents))
-    return mine, sorted(theirs, key=lambda found: found.mean.value)
+    some, few = mine.ratios[1::2], min(FIRST, len(mine.log_error))
+    first = sorted(_scores(case, others, some, few), key=lambda found: -found.gain(mine).value)
+    finalists = [found.reading for found in first[:best] if found.gain(mine).value > -BEHIND]
+    scores = _scores(case, finalists, mine.ratios, len(mine.log_error))
+    return tuple(sorted(scores, key=lambda found: -found.gain(mine).value)) or tuple(first[:best])
 
 
 def _scores(case: Case, readings: Sequence[Reading], ratios: Sequence[float], count: int) -> list[Score]:
@@ -147,28 +156,28 @@ def _scores(case: Case, readings: Sequence[Reading], ratios: Sequence[float], co
         )  # fmt: skip
         if key not in asked:
             asked[key] = raw_of(case, reading, ratios, count)
-        found.append(judged(case, reading, asked[key]))
+        found.append(judged(reading, asked[key], tuple(ratios)))
     return found
 
 
 def processes(own: Process) -> list[Process]:
     """What a network may have been trained under, other than what is claimed: every objective, every known schedule."""
-    flow = RectifiedFlow() if not isinstance(own.schedule, RectifiedFlow) else own.schedule
+    flow = own.schedule if isinstance(own.schedule, RectifiedFlow) else RectifiedFlow()
     clocks = [replace(flow, clock=1000.0), replace(flow, clock=1.0)]
     tables = [
         Discrete("linear", 1e-4, 0.02), Discrete("scaled_linear", 0.00085, 0.012), Discrete("cosine", 0.0, 0.999),
     ]  # fmt: skip
     if isinstance(own.schedule, Discrete):
         table = own.schedule
-        tables = [table, *(replace(other, timesteps=table.timesteps, tick=table.tick) for other in tables)]
-        tables += [replace(table, tick=1.0), replace(table, tick=1000.0 / table.timesteps), replace(table, tick=1e-3)]
-    tables += [replace(table, zero_terminal_snr=not table.zero_terminal_snr) for table in tables]
+        known = [replace(other, timesteps=table.timesteps, tick=table.tick) for other in tables]
+        clocked = [replace(table, tick=tick) for tick in (1.0, 1000.0 / table.timesteps, 1e-3)]
+        tables = [table, replace(table, zero_terminal_snr=not table.zero_terminal_snr), *known, *clocked]
     schedules: list[Discrete | RectifiedFlow] = list(dict.fromkeys([*clocks, *tables]))
     found: list[Process] = []
     for schedule in schedules:
         for meaning in Prediction:
             try:
                 found.append(Process(schedule, meaning))
-            except Exception:  # a meaning that does not fit the schedule
+            except InputError:  # a meaning that does not fit the schedule
                 continue
     return [process for process in found if process != own]

@@ -23,7 +23,7 @@ from mezzotint.families.model import Model, PartName, working
 
 GAIN = 1.15  # a remedy that gives less is not worth a word; equal twins stayed below 1.1 beside two trainings
 THREADS = 1.2  # small networks gain little from threads, and other jobs may want the cores
-FORMAT = 1.5  # a number format is slow from here on: float64 is at 2 wherever float32 has vectors twice as long
+FORMAT = 1.4  # a number format is slow from here on: float64 was at 1.7 where vectors decide, quick ones are below 1
 QUICKER = 1.3  # and another one worth a word
 NARROW, SLOW = 16, 0.2  # channels of a head, and the share of the ceiling under which its attention is worth a word
 
@@ -86,10 +86,13 @@ def number_format(seen: Seen) -> Tried:
     if not promised.beyond(QUICKER):  # single operations promise more than a network keeps
         return [], []
     half = replace(model, backbone=_cast(model.backbone, torch.bfloat16))
-    other = seen.light.by(half)
-    told_half = tuple(c and c.map(lambda t: t.to(torch.bfloat16) if t.is_floating_point() else t) for c in other.told)
-    other = replace(other, told=told_half).by(half)
-    found = clock.proven(QUICKER, seen.light.step, other.step, seen.device)
+    positive, negative = (
+        told and told.map(lambda tensor: tensor.to(torch.bfloat16) if tensor.is_floating_point() else tensor)
+        for told in seen.light.told
+    )
+    assert positive is not None
+    other = replace(seen.light, told=(positive, negative)).by(half)
+    found = clock.paired(seen.light.step, other.step, seen.device, bound=QUICKER)  # for a note one look is enough
     if not found.beyond(QUICKER):
         return [], [measure("dtype.bfloat16", found)]
     says = f"in bfloat16, which its contract allows, a step takes {1 / found.value:.2f} of the time{seen.place}"
@@ -105,7 +108,8 @@ def adapters(seen: Seen) -> Tried:
     if not case.lora or case.model is case.bare or not _fits(seen, 1.0):
         return [], []
     merged = adapted(case.bare, case.lora, merged=True)
-    found = clock.proven(GAIN, seen.light.step, seen.light.by(merged).step, seen.device)
+    with working(merged, "backbone"):
+        found = clock.proven(GAIN, seen.light.step, seen.light.by(merged).step, seen.device)
     told = [measure("adapters", found, f"below {GAIN:g}")]
     if not found.beyond(GAIN):
         return [], told
@@ -120,23 +124,22 @@ def threads(seen: Seen) -> Tried:
     told = [Measure("threads", now, bound=f"{most} cores")]
     if seen.device.type != "cpu" or now >= most:
         return [], told
-    step, best = seen.light.step, None
+    step, sides = seen.light.step, (lambda: _threads(now), lambda: _threads(most))
     try:
-        for count in {most, max(now + 1, most // 2)}:
-            sides = (lambda: _threads(now)), (lambda count=count: _threads(count))
+        # beside other jobs threads wait for each other at every operator: a single product shows it, and is soon over
+        product = ceiling.product(str(seen.device), seen.model.dtype)
+        found = clock.paired(product, product, seen.device, sides, THREADS)
+        if found.beyond(THREADS):
             found = clock.proven(THREADS, step, step, seen.device, sides)
-            if best is None or found.value > best[1].value:
-                best = count, found
     finally:
         torch.set_num_threads(now)
-    assert best is not None
-    told.append(measure("threads.gain", best[1], f"below {THREADS:g}"))
-    if not best[1].beyond(THREADS):
+    told.append(measure("threads.gain", found, f"below {THREADS:g}"))
+    if not found.beyond(THREADS):
         return [], told
-    says = f"{now} of {most} cores at work: with {best[0]} threads a step takes {1 / best[1].value:.2f} of the time"
-    do = f"Let torch use {best[0]} threads: set OMP_NUM_THREADS, or torch.set_num_threads({best[0]}) in Python."
-    command = f"OMP_NUM_THREADS={best[0]} mezzotint generate --model {seen.case.path} --out out"
-    return [Finding("speed.threads", "harmful", says + seen.place, do, command, best[1].value / THREADS)], told
+    says = f"{now} of {most} cores at work: with {most} threads a step takes {1 / found.value:.2f} of the time"
+    do = f"Let torch use {most} threads: set OMP_NUM_THREADS, or torch.set_num_threads({most}) in Python."
+    command = f"OMP_NUM_THREADS={most} mezzotint generate --model {seen.case.path} --out out"
+    return [Finding("speed.threads", "harmful", says + seen.place, do, command, found.value / THREADS)], told
 
 
 def memory_format(seen: Seen) -> Tried:

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import base64
-import io
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import fields, is_dataclass
 from importlib import metadata, resources
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import jinja2
 
@@ -18,13 +16,8 @@ from mezzotint.doctor import drawing
 from mezzotint.doctor.causes import CAUSES
 from mezzotint.doctor.finding import Checked, Diagnosis, Exhibit, Finding, Measure, Outcome, Plot
 
-if TYPE_CHECKING:
-    from PIL.Image import Image
-
 PAGE, DATA = "doctor.html", "doctor.json"
 MEANS = {"broken": "nothing good can come out", "harmful": "costs quality or time", "note": "good to know"}
-WIDEST = 1400  # pixels of a picture on the page
-SMALL = 128  # pictures below this are shown larger, pixel by pixel
 
 
 # Words.
@@ -52,6 +45,16 @@ def verdict(found: Diagnosis) -> str:
     return f"{first.grade.capitalize()}: {title(first.cause)}{more}."
 
 
+def about(found: Diagnosis) -> str:
+    """What was examined, and on how many images."""
+    facts, settings = found.facts, found.settings
+    size = f", {'×'.join(map(str, facts['size']))} pixels" if facts.get("size") else ""
+    model = f"{facts['family']}{size}. " if facts.get("family") else ""
+    on = f" of {settings['data']}" if settings.get("data") else ""
+    count = settings.get("images", 0)
+    return f"{model}{counted(count, 'image') or 'No image'}{on if count else ''} looked at."
+
+
 def counted(count: int, what: str) -> str:
     """ "3 probes", "1 probe", "" for none."""
     return f"{count} {what}{'' if count == 1 else 's'}" if count else ""
@@ -63,9 +66,11 @@ def number(value: float) -> str:
         return "not a number"
     if math.isinf(value):
         return "∞" if value > 0 else "-∞"
-    if value and not 1e-3 <= abs(value) < 1e6:
+    if value == int(value) and abs(value) < 1e12:
+        return f"{value:,.0f}"
+    if not 1e-3 <= abs(value) < 1e6:
         return f"{value:.2e}"
-    return f"{value:,.0f}" if value == int(value) or abs(value) >= 1000 else f"{value:#.3g}".rstrip(".")
+    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:#.3g}".rstrip(".")
 
 
 def interval(measure: Measure) -> str:
@@ -155,6 +160,10 @@ def _number(value: Any) -> float | None:
 def _plain(value: Any) -> Any:
     if isinstance(value, Exhibit):
         return {"title": value.title}
+    if isinstance(value, Measure):  # an interval without an end says nothing
+        ends = [None if end is None or not math.isfinite(end) else float(end) for end in (value.low, value.high)]
+        return {"name": value.name, "value": _plain(value.value), "low": ends[0], "high": ends[1],
+                "bound": value.bound, "unit": value.unit}  # fmt: skip
     if is_dataclass(value) and not isinstance(value, type):
         return {field.name: _plain(getattr(value, field.name)) for field in fields(value)}
     if isinstance(value, Mapping):
@@ -188,6 +197,7 @@ def html(found: Diagnosis) -> str:
     return template.render(
         found=found,
         verdict=verdict(found),
+        about=about(found),
         first=found.findings[0].grade if found.findings else "note",
         means=MEANS,
         title=title,
@@ -221,20 +231,9 @@ def _shown(outcome: Outcome) -> dict[str, Any]:
         "seconds": outcome.seconds,
         "findings": checked.findings,
         "measures": checked.measures,
-        "plots": [(plot, *drawing.drawn(plot)) for plot in checked.plots],
-        "exhibits": [(each.title, *_picture(each.image)) for each in checked.exhibits],
+        "plots": [(plot, drawing.drawn(plot)) for plot in checked.plots],
+        "exhibits": [(each.title, *drawing.picture(each.image)) for each in checked.exhibits],
     }
-
-
-def _picture(image: Image) -> tuple[str, int]:
-    """A PNG data address and the width to show it at."""
-    shown = image if image.mode in ("L", "RGB", "RGBA") else image.convert("RGB")
-    if shown.width > WIDEST:
-        shown = shown.resize((WIDEST, max(1, round(shown.height * WIDEST / shown.width))))
-    stream = io.BytesIO()
-    shown.save(stream, "PNG")
-    width = shown.width * max(1, SMALL // max(1, shown.width))
-    return f"data:image/png;base64,{base64.b64encode(stream.getvalue()).decode()}", width
 
 
 def _flat(content: Mapping[str, Any], before: str = "") -> Iterator[tuple[str, str]]:

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import itertools
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
+from mezzotint.data.folder import NO_LABEL
 from mezzotint.doctor import readings
 from mezzotint.doctor.case import Case
 from mezzotint.doctor.readings import RATIOS, Reading, Score
 from mezzotint.doctor.statistics import Mean
-from mezzotint.process import Discrete, Process, RectifiedFlow, prediction
+from mezzotint.process import Discrete, Level, Process, RectifiedFlow, prediction
 
 CLEAR = 0.05  # gain in mean log error below which an alternative is no better in practice
 SURE = 5.0  # standard errors, paired over images
@@ -48,19 +50,24 @@ def clearly(gain: Mean) -> bool:
     return gain.value > CLEAR and gain.deviations > SURE
 
 
+def answers(case: Case) -> list[tuple[Level[float], Tensor, Tensor]]:
+    """(level, x, raw) at every ratio, read as the files say."""
+    claim = readings.claimed(case)
+    return case.once("answers", lambda: readings.raw_of(case, claim, RATIOS, len(claim.latents)))
+
+
 def own(case: Case) -> Score:
     """How well the network denoises the user's images as the files say."""
-    return case.once("own", lambda: readings.score(case, readings.claimed(case)))
+    return case.once("own", lambda: readings.judged(readings.claimed(case), answers(case)))
 
 
 def processes(case: Case) -> Contest:
     """The claimed process against every objective under every known schedule."""
 
     def run() -> Contest:
-        claim = own(case).reading
-        others = [claim.named(told(process), process=process) for process in readings.processes(claim.process)]
-        mine, best = readings.contest(case, claim, others, best=4)
-        return Contest(mine, tuple(best))
+        mine = own(case)
+        others = [mine.reading.named(told(p), process=p) for p in readings.processes(mine.reading.process)]
+        return Contest(mine, readings.contest(case, mine, others, best=3))
 
     return case.once("processes", run)
 
@@ -69,13 +76,16 @@ def scales(case: Case) -> Contest:
     """Latents as they come against the same ones scaled, under the claimed process."""
 
     def run() -> Contest:
-        claim = own(case).reading
-        others = [claim.named(f"{k:.3g}", latents=claim.latents * k) for k in SCALES]
-        mine, best = readings.contest(case, claim, others, best=2)
-        k = float(best[0].reading.name)
-        near = [claim.named(f"{f * k:.3g}", latents=claim.latents * (f * k)) for f in (0.85, 0.92, 1.0, 1.09, 1.18)]
-        _, finer = readings.contest(case, claim, [r for r in near if r.name != "1"], best=2)
-        return Contest(mine, tuple(finer))
+        mine = own(case)
+
+        def scaled(factors: Sequence[float]) -> list[Reading]:
+            claim = mine.reading
+            return [claim.named(f"{k:.3g}", latents=claim.latents * k) for k in factors]
+
+        coarse = readings.contest(case, mine, scaled(SCALES), best=1)
+        k = float(coarse[0].reading.name)
+        near = [factor for factor in (k, k / 1.18, k * 1.18) if abs(math.log(factor)) > 0.1]
+        return Contest(mine, readings.contest(case, mine, scaled(near)))
 
     return case.once("scales", run)
 
@@ -88,9 +98,10 @@ def shifts(case: Case) -> tuple[Contest, Tensor]:
     """
 
     def run() -> tuple[Contest, Tensor]:
-        claim = own(case).reading
+        mine = own(case)
+        claim = mine.reading
         moved = torch.zeros(claim.latents.shape[1])
-        for _ in range(5):
+        for _ in range(4):
             trial = claim.named("moved", latents=claim.latents + moved.view(1, -1, 1, 1))
             (level, x, raw), *_ = readings.raw_of(case, trial, RATIOS[-1:], len(trial.latents))
             clean = prediction.estimate(claim.process.prediction, raw, x, level).clean
@@ -99,33 +110,30 @@ def shifts(case: Case) -> tuple[Contest, Tensor]:
                 break
             moved = moved + pull
         trial = claim.named("moved to the expected means", latents=claim.latents + moved.view(1, -1, 1, 1))
-        mine, best = readings.contest(case, claim, [trial], best=1)
-        return Contest(mine, tuple(best)), moved
+        return Contest(mine, readings.contest(case, mine, [trial])), moved
 
     return case.once("shifts", run)
 
 
 def orders(case: Case) -> Contest | None:
-    """Channels as they come against other orders; None for one channel.
+    """Channels as they come against other orders; None where there is no other one to try.
 
     Up to four channels every order is tried; of more, the one that makes each channel most like one of those that the
-    network draws itself, and its neighbours by one exchange.
+    network draws itself.
     """
 
     def run() -> Contest | None:
-        claim = own(case).reading
-        channels = claim.latents.shape[1]
-        if channels < 2:
-            return None
-        if channels <= FACTORIAL:
-            every = [list(order) for order in itertools.permutations(range(channels))][1:]
-        else:
-            every = [order for order in [likely_order(case)] if order != list(range(channels))]
-        others = [claim.named(" ".join(map(str, order)), latents=claim.latents[:, order]) for order in every]
-        if not others:
-            return None
-        mine, best = readings.contest(case, claim, others)
-        return Contest(mine, tuple(best))
+        mine = own(case)
+        claim, channels = mine.reading, mine.reading.latents.shape[1]
+        every = [list(order) for order in itertools.permutations(range(channels))] if channels <= FACTORIAL else []
+        if channels > FACTORIAL:
+            every = [likely_order(case)]
+        others = [
+            claim.named(" ".join(map(str, order)), latents=claim.latents[:, order])
+            for order in every
+            if order != list(range(channels))
+        ]
+        return Contest(mine, readings.contest(case, mine, others)) if others else None
 
     return case.once("orders", run)
 
@@ -181,6 +189,13 @@ def explanation(case: Case) -> tuple[str, Contest] | None:
         return max(lost.items(), key=lambda item: item[1].gain.value) if lost else None
 
     return case.once("explanation", run)
+
+
+def wishes(case: Case) -> list[str]:
+    """What is said of each image: its caption, or its label where the model has classes and no text."""
+    if case.model.text is not None:
+        return list(case.images.captions)
+    return ["" if label == NO_LABEL else str(label) for label in case.images.labels.tolist()]
 
 
 def told(process: Process) -> str:

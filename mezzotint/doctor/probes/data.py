@@ -22,8 +22,9 @@ from mezzotint.doctor.probes import trace
 # Shares of the images from which a finding costs quality. Where one photograph is seen twice in twenty it is drawn
 # more often than the rest (Somepalli et al. 2023, section 6). Nearly equal pictures are common where products are
 # regular: 9 % of the nursery's 1,209 cells, 19 % of its bright polycrystalline ones, 10 % of the starter's 2,094, with
-# nothing wrong there. A tenth of the captions is dropped on purpose in most trainings, so twice that counts.
-EXACT, NEAR, LEAKED, EMPTY, CUT = 0.05, 0.3, 0.05, 0.2, 0.2
+# nothing wrong there. A tenth of the captions is dropped on purpose in most trainings, so twice that counts. Blank
+# images are drawn as often as they are seen.
+EXACT, NEAR, LEAKED, EMPTY, CUT, BLANK = 0.05, 0.3, 0.05, 0.2, 0.2, 0.05
 UNBALANCED = 20.0  # images of the most frequent class to one of the least; the nursery's classes reach 1.9
 SUBJECT = 30  # so many images may share a caption that names their subject
 
@@ -131,7 +132,9 @@ def _broken(found: Audit) -> Finding | None:
         return Finding("data.broken", "harmful", _said(list(broken.values())), first.do, strength=1 + 10 * share)
     if spoiled:
         first = next(iter(spoiled.values()))
-        return Finding("data.broken", "note", _said(list(spoiled.values())), first.do)
+        beyond = _share(found, "blank") / BLANK
+        grade: Grade = "harmful" if beyond >= 1 else "note"
+        return Finding("data.broken", grade, _said(list(spoiled.values())), first.do, strength=max(beyond, 1.0))
     return None
 
 

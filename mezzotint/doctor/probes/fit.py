@@ -2,229 +2,285 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from mezzotint import images
+from mezzotint.conditioning import Conditioning
 from mezzotint.data.folder import NO_LABEL
 from mezzotint.doctor import pictures, readings
-from mezzotint.doctor.case import Case, Drawn
-from mezzotint.doctor.finding import Checked, Exhibit, Finding, Measure, NotChecked, Plot
+from mezzotint.doctor.case import BATCH, Case, Drawn
+from mezzotint.doctor.finding import Checked, Exhibit, Finding, Measure, Plot
+from mezzotint.doctor.pictures import Pictures
 from mezzotint.doctor.probes import trace
 from mezzotint.doctor.probes.data import sheet
-from mezzotint.doctor.readings import RATIOS, Score
+from mezzotint.doctor.readings import RATIOS, Reading, Score
 from mezzotint.doctor.statistics import Mean, mean
+from mezzotint.errors import InputError
 from mezzotint.families import Model
 from mezzotint.families.model import working
 from mezzotint.process import Level
 
 MIDDLE = slice(2, 5)  # of RATIOS: sigma / alpha from 0.4 to 2.5, where a network has most to say
 NOISY = 5  # of RATIOS: sigma / alpha = 6.7, where of an image that is not known by heart hardly anything is left
-LEARNED = -0.1
-COPY, COPIES = 0.5, 0.25
-DIVERSE = 0.35
-FORGOTTEN = 0.7
+# Bounds, with what healthy models show (the starter on its cells; of the nursery dit-clean and sd1-epsilon).
+LEARNED = -0.1  # log error against the linear filter; healthy -0.5 to -0.7, an untrained network far above 0
+COPY, COPIES = 0.5, 0.25  # healthy: none, median ratio 1.7 to 2.4; on a folder of six images 1 of 16, and 0.8
+SUSPICIOUS = -1.5  # log error at the noisiest level from which pictures are looked at without guidance; healthy -1.1
+DIVERSE = 0.35  # of the variance of the data; healthy 0.7 to 2.3
+FORGOTTEN = 0.7  # log error on the base's pictures
 SIDE = 32  # pixels of the small copies that pictures are compared by
 MOST = 1500  # images of the folder that drawn pictures are compared with
+OTHERS = 3  # nearest others of an image, whose mean distance says how far apart pictures are there
 SHOWN = 6
 FLIPS: tuple[tuple[int, ...], ...] = ((), (-1,), (-2,), (-2, -1))
+Curves = dict[str, list[tuple[float, float]]]
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """What one question gave."""
+
+    finding: Finding | None = None
+    measures: tuple[Measure, ...] = ()
+    curves: Mapping[str, list[tuple[float, float]]] | None = None
+    exhibit: Exhibit | None = None
 
 
 def examine(case: Case) -> Checked:
-    """How well the model fits the user's images, and what of them it draws."""
-    latents = case.usable
-    own = readings.score(case, readings.claimed(case))
-    findings: list[Finding | None] = []
-    measures: list[Measure] = []
-    curves = {"the images": _curve(own)}
-    exhibits: list[Exhibit] = []
+    """How well the model denoises the user's images, which of them it draws, how different, and what its base knew."""
     run = trace.read(case.trace) if case.trace is not None and case.trace.is_dir() else None
-
-    learned = mean(own.log_error[:, MIDDLE].mean(1) - _wiener(own, latents)[MIDDLE].mean())
-    measures.append(_measure("log error against a linear filter, middle levels", learned, f"below {LEARNED:g}"))
-    findings.append(_under(learned, own, run))
-
-    drawn = case.drawn
-    if not bool(drawn.latents.isfinite().all()):
-        raise NotChecked("what the model draws is not finite: see the other findings")
-    curves["its own pictures"] = _curve(score_of(case, case.model, drawn.latents, case.steering.map(
-        lambda tensor: tensor[drawn.rows])))  # fmt: skip
-    likeness = nearest(case, drawn)
-    measures += [
-        Measure("share of drawn pictures that are copies", likeness.share, bound=f"below {COPIES:g}"),
-        Measure("median distance to the nearest image, over its own to others", float(likeness.ratio.median())),
-        _measure("log error at sigma / alpha = 6.7", mean(own.log_error[:, NOISY]), ""),
-    ]
-    held = _held(case, run)
-    if held is not None:
-        curves["images kept for validation"] = _curve(held)
-        gap = mean(held.log_error.mean(1)), mean(own.log_error.mean(1))
-        measures.append(_measure("log error on images kept for validation", gap[0], ""))
-    exhibits.append(Exhibit("a drawn picture, the nearest image", likeness.sheet(drawn)))
-    findings.append(_memorised(likeness, own, held))
-
-    ratio = diversity(drawn.latents, latents)
-    measures.append(_measure("variance of drawn pictures over that of the images", ratio, f"above {DIVERSE:g}"))
-    findings.append(_collapsed(case, ratio))
-
+    own = readings.score(case, readings.claimed(case))
+    parts = [learned(case, own, run)]
+    try:
+        drawn = case.drawn
+    except InputError:  # its pictures are not finite, which other probes explain; what it learned is known all the same
+        drawn = None
+    if drawn is not None and bool(drawn.latents.isfinite().all()):
+        parts += [by_heart(case, own, drawn, run), different(case, drawn)]
     base = case.base or (case.bare if case.lora else None)
     if base is not None and base.contract.latent.codec == case.bare.contract.latent.codec:
-        found, rows, more = forgotten(case, base, own)
-        findings.append(found)
-        measures += rows
-        curves |= more
-    plot = Plot("error of denoising, log of its ratio to the best scalar filter", "sigma / alpha", "log error",
+        parts.append(forgotten(case, own, base))
+    curves: Curves = {}
+    for part in parts:
+        curves |= dict(part.curves or {})
+    plot = Plot("error of denoising against the best scalar filter", "sigma / alpha", "log of the ratio of errors",
                 curves, log_x=True)  # fmt: skip
-    return Checked(tuple(each for each in findings if each), tuple(measures), (plot,), tuple(exhibits))
+    return Checked(
+        tuple(part.finding for part in parts if part.finding),
+        tuple(measure for part in parts for measure in part.measures),
+        (plot,),
+        tuple(part.exhibit for part in parts if part.exhibit),
+    )
 
 
-def score_of(case: Case, model: Model, latents: Tensor, steering: object) -> Score:
-    """How well a model denoises other latents (at most as many as the user gave images)."""
-    reading = readings.Reading("", model.process, latents[: len(case.noise)], steering, model)  # pyright: ignore[reportArgumentType]
-    return readings.score(case, reading)
+def scored(case: Case, model: Model, latents: Tensor, steering: Conditioning) -> Score:
+    """How well a model denoises other latents, of which no more are taken than the user gave images."""
+    return readings.score(case, Reading("", model.process, latents[: len(case.noise)], steering, model))
 
 
 def _curve(score: Score) -> list[tuple[float, float]]:
     return list(zip(RATIOS, score.log_error.mean(0).tolist(), strict=True))
 
 
-def _measure(name: str, value: Mean, bound: str) -> Measure:
+def _measure(name: str, value: Mean, bound: str = "") -> Measure:
     return Measure(name, value.value, value.low, value.high, bound)
 
 
 # Learned at all.
 
 
-def wiener_error(clean: Tensor, level: Level[float]) -> Tensor:
-    """The error of the best linear filter that is the same everywhere: mean over frequencies k of S_k sigma^2 /
-    (alpha^2 S_k + sigma^2), S the power spectrum around the mean image (Wiener 1949)."""
-    centred = clean - clean.mean(0)
-    spectrum = torch.fft.fft2(centred, norm="ortho").abs().square().mean(0) * len(clean) / max(len(clean) - 1, 1)
-    return (spectrum * level.sigma**2 / (level.alpha**2 * spectrum + level.sigma**2)).mean()
+def learned(case: Case, own: Score, run: trace.Run | None) -> Part:
+    """Against a linear filter that knows the spectrum of the other images and nothing else, paired over images."""
+    schedule, clean = own.reading.process.schedule, case.usable
+    levels = [readings.level_at(schedule, ratio) for ratio in RATIOS]
+    columns = [(linear_error(clean, case.noise, x) / readings.scalar_error(clean, x)).log() for x in levels]
+    linear = torch.stack(columns, dim=1)  # (N, K)
+    known = mean((own.log_error - linear)[:, MIDDLE].mean(1))
+    measure = _measure("log error at middle levels against a linear filter", known, f"below {LEARNED:g}")
+    curves = {"the images": _curve(own), "a linear filter": list(zip(RATIOS, linear.mean(0).tolist(), strict=True))}
+    finding = None
+    if known.low > LEARNED:
+        fall = trace.falling(run) if run else None
+        says = "at middle noise the network has hardly learned more than the spectrum of the images: its log error is"
+        says += f" {known.value:+.2f} ({known.low:+.2f} to {known.high:+.2f}) against a linear filter that knows it"
+        says += f"; the validation loss was still falling, by {fall:.0%} in the last quarter" if fall else ""
+        command = run.again(f"steps={4 * int(run.recipe['steps'])}") if run and "steps" in run.recipe else ""
+        finding = Finding("fit.under", "harmful", says, "Train longer, until the validation loss no longer falls.",
+                          command, 1 + (known.low - LEARNED))  # fmt: skip
+    return Part(finding, (measure,), curves)
 
 
-def _wiener(score: Score, clean: Tensor) -> Tensor:
-    """(K,) log error of the linear filter against the scalar one."""
-    levels = [readings.level_at(score.reading.process.schedule, ratio) for ratio in RATIOS]
-    return torch.stack([(wiener_error(clean, x) / readings.scalar_error(clean, x)).log() for x in levels])
+def linear_error(clean: Tensor, noise: Tensor, level: Level[float]) -> Tensor:
+    """(N,) error of the best filter that is linear and the same everywhere, made of the other images each time.
 
-
-def _under(learned: Mean, own: Score, run: trace.Run | None) -> Finding | None:
-    if learned.low <= LEARNED:
-        return None
-    return Finding(
-        "fit.under", "harmful",
-        f"{learned.value:+.2f}", "Train longer.", run.again("steps=1") if run else "",
-        strength=2.0,
-    )  # fmt: skip
+    Around their mean image the spectrum S of theirs gives the gain alpha S / (alpha^2 S + sigma^2) (Wiener 1949).
+    """
+    found: list[Tensor] = []
+    for i in range(len(clean)):
+        others = torch.cat([clean[:i], clean[i + 1 :]]) if len(clean) > 1 else clean
+        centre = others.mean(0)  # (C, h, w)
+        spectrum = torch.fft.fft2(others - centre, norm="ortho").abs().square().sum(0) / max(len(others) - 1, 1)
+        gain = level.alpha * spectrum / (level.alpha**2 * spectrum + level.sigma**2)
+        x = level.alpha * (clean[i] - centre) + level.sigma * noise[i]
+        estimate = torch.fft.ifft2(gain * torch.fft.fft2(x)).real
+        found.append((estimate - (clean[i] - centre)).square().mean())
+    return torch.stack(found)
 
 
 # By heart.
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Nearest:
-    ratio: Tensor  # (M,) distance to the nearest image, over that image's distance to others
+    """For M drawn pictures the nearest of N images: how near it is against that image's own neighbours, and which."""
+
+    ratio: Tensor  # (M,)
     index: Tensor  # (M,)
-    pixels: Tensor  # (N, P, H, W) small copies of the folder
 
     @property
-    def share(self) -> float:
-        return float((self.ratio < COPY).float().mean())
-
-    def sheet(self, drawn: Drawn):
-        order = self.ratio.argsort()[:SHOWN].tolist()
-        left = images.to_images(drawn.pixels[order])
-        right = images.to_images(self.pixels[self.index[order]])
-        return sheet(list(zip(left, right, strict=True)))
+    def copies(self) -> int:
+        return int((self.ratio < COPY).sum())
 
 
-def nearest(case: Case, drawn: Drawn) -> Nearest:
+def nearest(drawn: Tensor, every: Tensor) -> Nearest:
+    """Of small copies (M, P, h, w) and (N, P, h, w), also mirrored: |drawn - image| / mean |image - its next others|.
+
+    About 1 for a new picture of the same kind, near 0 for a copy (Alaa et al. 2022, section 3.3, with the mean of three
+    neighbours, so that two photographs of one object do not hide a copy).
+    """
+    flat = every.flatten(1)
+    among = torch.stack([torch.cdist(every.flip(flip).flatten(1), flat) for flip in FLIPS]).amin(0)
+    among = among.fill_diagonal_(float("inf")).topk(min(OTHERS, len(every) - 1), largest=False).values.mean(1)
+    distance, index = torch.stack([torch.cdist(drawn.flip(flip).flatten(1), flat) for flip in FLIPS]).amin(0).min(1)
+    return Nearest(distance / among[index].clamp(min=1e-6), index)
+
+
+def by_heart(case: Case, own: Score, drawn: Drawn, run: trace.Run | None) -> Part:
+    """Whether what it draws are the user's images, and whether it denoises them better than others of their kind."""
+    every, noisy = _whole(case).pixels, mean(own.log_error[:, NOISY])
+    its = case.steering.map(lambda tensor: tensor[drawn.rows])
+    curves = {"its own pictures": _curve(scored(case, case.model, drawn.latents, its))}
+    found, guided = nearest(_small(drawn, every), every), case.model.contract.guidance
+    few, may = found.copies < COPIES * len(found.ratio), guided.scale > 1 and not guided.embedded
+    if few and may and noisy.value < SUSPICIOUS:  # guidance moves pictures away from what was learned
+        drawn = case.draw(case.model, guidance=1.0)
+        found = nearest(_small(drawn, every), every)
+    share = found.copies / len(found.ratio)
+    measures = [
+        Measure("share of drawn pictures that are copies of an image", share, bound=f"below {COPIES:g}"),
+        Measure("distance of a drawn picture to the nearest image, to that image's others", float(found.ratio.median()),
+                bound=f"copies below {COPY:g}"),
+        _measure("log error at sigma / alpha = 6.7", noisy),
+    ]  # fmt: skip
+    says = f"{found.copies} of {len(found.ratio)} drawn pictures are nearer to an image of the data than half of what"
+    says += f" lies between images there (median ratio {float(found.ratio.median()):.2f})"
+    held = _held(case, run)
+    if held is not None:
+        other = mean(held.log_error.mean(1))
+        measures.append(_measure("log error on images kept for validation", other))
+        curves["images kept for validation"] = _curve(held)
+        says += (
+            f"; the log error is {own.mean.value:+.2f} on the images, {other.value:+.2f} on those kept for validation"
+        )
+    order = found.ratio.argsort()[:SHOWN]
+    left = images.to_images(drawn.pixels[order])
+    right = images.to_images(every[found.index[order]])
+    exhibit = Exhibit("drawn, and the nearest image of the data", sheet(list(zip(left, right, strict=True))))
+    finding = None
+    if share >= COPIES:
+        do = "Train anew for fewer steps, on more images, with mirroring where it is allowed."
+        finding = Finding("fit.memorised", "harmful", says, do, strength=share / COPIES)
+    return Part(finding, tuple(measures), curves, exhibit)
+
+
+def _small(drawn: Drawn, like: Tensor) -> Tensor:
+    """(M, P, h, w) of what was drawn."""
+    return F.interpolate(drawn.pixels.clamp(-1, 1), like.shape[-2:], mode="bicubic", antialias=True).clamp(-1, 1)
+
+
+def _whole(case: Case) -> Pictures:
+    """Small copies of the whole folder, or of MOST images spread over it."""
     width, height = case.bare.contract.size
-    size = max(1, round(SIDE * width / max(width, height))), max(1, round(SIDE * height / max(width, height)))
-    assert case.folder is not None
-    every = pictures.read(case.folder, size, case.bare.codec.pixel_channels, MOST).pixels
-    ours = F.interpolate(drawn.pixels.clamp(-1, 1), (size[1], size[0]), mode="bicubic", antialias=True).clamp(-1, 1)
-    among = torch.cdist(every.flatten(1), every.flatten(1))
-    for flip in FLIPS[1:]:
-        among = torch.minimum(among, torch.cdist(every.flip(flip).flatten(1), every.flatten(1)))
-    among.fill_diagonal_(float("inf"))
-    others = among.topk(min(3, len(every) - 1), largest=False).values.mean(1)
-    to = torch.stack([torch.cdist(ours.flip(flip).flatten(1), every.flatten(1)) for flip in FLIPS]).amin(0)
-    distance, index = to.min(1)
-    return Nearest(distance / others[index], index, every)
+    across, down = (max(1, round(SIDE * side / max(width, height))) for side in (width, height))
+    folder = case.folder or case.images.folder
+    return pictures.read(folder, (across, down), case.bare.codec.pixel_channels, MOST)
 
 
 def _held(case: Case, run: trace.Run | None) -> Score | None:
-    place = run.place((run.recipe.get("data") or {}).get("validation")) if run else None
+    """On the images that the run kept for validation."""
+    place: Path | None = run.place((run.recipe.get("data") or {}).get("validation")) if run else None
     if place is None:
         return None
-    found = pictures.read(place, case.bare.contract.size, case.bare.codec.pixel_channels, len(case.noise))
-    with working(case.bare, "codec"), torch.inference_mode():
-        latents = torch.cat(
-            [case.bare.codec.encode(p.to(case.bare.device)).float().cpu() for p in found.pixels.split(32)]
-        )
-    return score_of(case, case.model, latents, case.steered(case.model, found.captions, found.labels))
-
-
-def _memorised(likeness: Nearest, own: Score, held: Score | None) -> Finding | None:
-    if likeness.share < COPIES:
-        return None
-    return Finding("fit.memorised", "harmful", f"{likeness.share:.0%}", "x", strength=likeness.share / COPIES)
+    model = case.bare
+    found = pictures.read(place, model.contract.size, model.codec.pixel_channels, len(case.noise))
+    with working(model, "codec"), torch.inference_mode():
+        latents = [model.codec.encode(part.to(model.device)).float().cpu() for part in found.pixels.split(BATCH)]
+    return scored(case, case.model, torch.cat(latents), case.steered(case.model, found.captions, found.labels))
 
 
 # One picture only.
 
 
 def diversity(drawn: Tensor, data: Tensor) -> Mean:
-    """Variance of what is drawn over that of the data, with the jackknife's error over drawn pictures."""
-    reference = data.flatten(1).var(0).sum()
-    x = drawn.flatten(1)
-    n = len(x)
-    whole = float(x.var(0).sum() / reference)
-    parts = torch.stack([torch.cat([x[:i], x[i + 1 :]]).var(0).sum() / reference for i in range(n)]).double()
-    return Mean(whole, float(((n - 1) / n * (parts - parts.mean()).square().sum()).sqrt()), n)
+    """Variance of M drawn latents over that of the data, with the jackknife's error over what is drawn.
+
+    It is the mean squared distance of pairs over that of pairs of the data: sum_i |x_i - x_j|^2 / 2 = variance.
+    """
+    x, count = drawn.flatten(1).double(), len(drawn)
+    reference = data.flatten(1).double().var(0).sum()
+    without = torch.stack([torch.cat([x[:i], x[i + 1 :]]).var(0).sum() / reference for i in range(count)])
+    error = ((count - 1) / count * (without - without.mean()).square().sum()).sqrt()
+    return Mean(float(x.var(0).sum() / reference), float(error), count)
 
 
-def _collapsed(case: Case, ratio: Mean) -> Finding | None:
-    if ratio.high >= DIVERSE:
-        return None
-    return Finding("fit.collapsed", "harmful", f"{ratio.value:.2f}", "x", strength=DIVERSE / ratio.value)
+def different(case: Case, drawn: Drawn) -> Part:
+    """How different drawn pictures are, where few: without guidance, which takes some of it on purpose."""
+    found, how = diversity(drawn.latents, case.usable), "as requested"
+    guided = case.model.contract.guidance
+    if found.high < DIVERSE and guided.scale > 1 and not guided.embedded:
+        found, how = diversity(case.draw(case.model, guidance=1.0).latents, case.usable), "without guidance"
+    name = f"variance of drawn pictures over that of the images, {how}"
+    finding = None
+    if found.high < DIVERSE:
+        says = f"pictures drawn {how} differ by {found.value:.2f} of what the images do"
+        says += f" ({max(found.low, 0):.2f} to {found.high:.2f})"
+        do = "Draw with other wishes; if they stay alike, train anew on more and more different images."
+        finding = Finding("fit.collapsed", "harmful", says, do, strength=DIVERSE / max(found.high, 0.01))
+    return Part(finding, (_measure(name, found, f"above {DIVERSE:g}"),))
 
 
 # At the cost of the base.
 
 
-def forgotten(case: Case, base: Model, own: Score):
-    count = min(12, len(case.noise))
-    changes = {} if base.contract.guidance.embedded else {"guidance": 1.0}
+def forgotten(case: Case, own: Score, base: Model) -> Part:
+    """The model's error on what its base draws unasked against the base's own, and its gain on the user's images."""
+    unasked: dict[str, Any] = {} if base.contract.guidance.embedded else {"guidance": 1.0}
     if base.text is not None:
-        changes["prompt"] = ""
-    drawn = case.draw(base, count=count, **changes)
-    captions = [""] * count
-    labels = case.images.labels[drawn.rows] if base.contract.classes else torch.full((count,), NO_LABEL)
-    theirs = score_of(case, base, drawn.latents, case.steered(base, captions, labels))
-    ours = score_of(case, case.model, drawn.latents, case.steered(case.model, captions, labels))
-    before = readings.score(
-        case,
-        readings.Reading(
-            "", base.process, case.usable, case.steered(base, case.images.captions, case.images.labels), base
-        ),
-    )
+        unasked["prompt"] = ""
+    drawn = case.draw(base, count=min(12, len(case.noise)), **unasked)
+    captions = [""] * len(drawn.rows)
+    labels = case.images.labels[drawn.rows] if base.contract.classes else torch.full((len(captions),), NO_LABEL)
+    theirs = scored(case, base, drawn.latents, case.steered(base, captions, labels))
+    ours = scored(case, case.model, drawn.latents, case.steered(case.model, captions, labels))
+    before = scored(case, base, case.usable, case.steered(base, case.images.captions, case.images.labels))
     lost, gained = theirs.gain(ours), own.gain(before)
-    rows = [
-        _measure("log error lost on what the base draws", lost, f"at most {FORGOTTEN:g}"),
-        _measure("log error gained on the images over the base", gained, "above 0"),
-    ]
-    curves = {
-        "pictures of the base": _curve(ours),
-        "the base on its own pictures": _curve(theirs),
-        "the base on the images": _curve(before),
-    }
-    found = None
+    measures = (
+        _measure("log error lost on pictures of the base", lost, f"at most {FORGOTTEN:g}"),
+        _measure("log error gained over the base on the images", gained, "above 0"),
+    )
+    curves = {"pictures of the base": _curve(ours), "the base on its own pictures": _curve(theirs),
+              "the base on the images": _curve(before)}  # fmt: skip
+    finding = None
     if lost.low > FORGOTTEN:
-        found = Finding("fit.forgotten", "harmful", f"{lost.value}", "x")
-    return found, rows, curves
+        says = f"on what the base draws the error rose by {lost.value:.2f} (log, {lost.low:.2f} to {lost.high:.2f})"
+        says += f", on the images it {'fell' if gained.value > 0 else 'rose'} by {abs(gained.value):.2f}"
+        do = "Train anew from the base at a tenth of the rate or for fewer steps, or train an adapter."
+        finding = Finding("fit.forgotten", "harmful", says, do, strength=lost.low / FORGOTTEN)
+    return Part(finding, measures, curves)

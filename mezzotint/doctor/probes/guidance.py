@@ -13,6 +13,7 @@ from mezzotint.errors import InputError
 CLIPPED = 0.06  # share of pixels outside the range, beyond that of unguided pictures and the user's images
 WIDER = 1.6  # deviation of guided latents against that of unguided ones
 UNTRAINED = 1.0  # log error of the unconditional branch above that of the conditional one
+PICTURES = 8
 SCALES = (1.0, 1.5, 2.0, 3.0, 5.0, 7.5, 12.0)
 
 
@@ -71,7 +72,7 @@ def _branches(case: Case, measures: list[Measure]) -> list[Finding]:
             )
         )  # fmt: skip
     if facts.scale != 1.0 and not facts.distilled:
-        mine = readings.score(case, trials.own(case).reading, readings.MIDDLE)
+        mine = trials.own(case).at(readings.MIDDLE)
         free = readings.score(case, mine.reading.named("no caption", steering=case.unsteered), readings.MIDDLE)
         worse = mine.gain(free)
         fit = consistency.weight(case)
@@ -104,7 +105,7 @@ def _saturation(case: Case, measures: list[Measure], plots: list[Plot], exhibits
     """Clipped pixels and swollen latents at the contract's scale against an unguided draw."""
     scale = case.model.contract.guidance.scale
     try:
-        free = case.draw(case.model, 8, guidance=1.0)
+        free = case.draw(case.model, PICTURES, guidance=1.0, **case.quick(case.model))
     except InputError:
         return None
     own = case.drawn
@@ -119,7 +120,7 @@ def _saturation(case: Case, measures: list[Measure], plots: list[Plot], exhibits
         return None
     good, curve = 1.0, [(1.0, spill(free))]
     for other in [s for s in SCALES if 1.0 < s < scale]:
-        trial = case.draw(case.model, 8, guidance=other)
+        trial = case.draw(case.model, PICTURES, guidance=other, **case.quick(case.model))
         curve.append((other, spill(trial)))
         if spill(trial) - spill(free) < CLIPPED / 2 and float(trial.latents.std() / free.latents.std()) < 1.3:
             good = other
@@ -132,7 +133,7 @@ def _saturation(case: Case, measures: list[Measure], plots: list[Plot], exhibits
         f"at guidance {scale:g} {100 * spill(own):.0f} % of the pixels are outside the range ({100 * spill(free):.0f}"
         " % without),"
         f" and latents deviate {swollen:.2f} times as much",
-        f"Use a scale of at most {good:g}, guidance in the middle of the path alone, or guidance_rescale 0.7.",
+        f"Use a scale of at most {good:g}; in Python also guidance_interval=(0.2, 0.8) or guidance_rescale=0.7.",
         f"mezzotint generate PROMPT --model {case.path} --guidance {good:g}",
         strength=max(excess / CLIPPED, swollen / WIDER, 1.0), measures=tuple(measures[-3:]),
     )  # fmt: skip

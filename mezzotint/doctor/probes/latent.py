@@ -37,7 +37,7 @@ def examine(case: Case) -> Checked:
         )  # fmt: skip
         return Checked(tuple(findings), tuple(measures))
     if peak > HALF:
-        upcast = bool(getattr(case.bare.codec.autoencoder.config, "force_upcast", False))
+        upcast = "float16" not in case.bare.contract.dtypes.codec
         findings.append(
             Finding(
                 "latent.overflow", "note" if upcast else "harmful",
@@ -74,9 +74,9 @@ def units(case: Case, measures: list[Measure]) -> list[Finding]:
     deviation = float(case.usable.std())
     measures += [
         Measure("best scale of the latents", factor, bound=f"within {math.exp(RESCALED):.2g} times of 1"),
-        measured("gain there", scale.gain),
+        measured("gain of the best scale", scale.gain),
         Measure("largest shift to the expected channel means, in deviations", float(moved.abs().max()) / deviation),
-        measured("gain there", shift.gain),
+        measured("gain of the shift", shift.gain),
     ]  # fmt: skip
     order = trials.orders(case)
     if order is not None:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from mezzotint.doctor import trials
 from mezzotint.doctor.case import Case
 from mezzotint.doctor.finding import Checked, Finding, Plot, measured
-from mezzotint.doctor.readings import RATIOS, Score
+from mezzotint.doctor.readings import Score
 from mezzotint.doctor.trials import told
 
 USELESS = 0.3  # mean log error from which a network is read as worse than a scalar filter: broken, not only harmed
@@ -52,10 +52,10 @@ def restated(case: Case, prediction: str) -> str:
     return f"mezzotint convert {case.path} FOLDER --layout diffusers --prediction {prediction}"
 
 
-def curves(scores: Sequence[Score], title: str, ratios: Sequence[float] = RATIOS) -> Plot:
+def curves(scores: Sequence[Score], title: str) -> Plot:
     """Log error by the ratio of noise to signal, a curve each reading."""
     lines = {
-        score.reading.name: [(r, float(v)) for r, v in zip(ratios, score.log_error.mean(0), strict=True)]
+        score.reading.name: [(r, float(v)) for r, v in zip(score.ratios, score.log_error.mean(0), strict=True)]
         for score in scores
     }
     return Plot(title, "noise / signal", "log error against a scalar filter", lines, log_x=True)

@@ -19,13 +19,15 @@ from mezzotint.process import Discrete, RectifiedFlow
 from mezzotint.request import Request
 from mezzotint.sampling import LCM, SAMPLERS
 
-PICTURES = 8
-REFERENCE, CONVERGED = "dpmpp_2m", 80  # sampler and steps that stand for the end of the path
+PICTURES = 6
+REFERENCE, CONVERGED = "dpmpp_2m", 60  # sampler and steps that stand for the end of the path
 FAR = 0.45  # relative error against it from which pictures differ to the eye
 ROUGH = 0.35  # difference of log10 power spectra between drawn and converged pictures
 LADDER = (4, 6, 8, 12, 20, 30, 50)
 SHIFTS = (1.0, 2.0, 3.0, 6.0)
-OPEN = 0.02  # alpha of the first level above which a path does not start in pure noise
+SEEN = (
+    0.5  # signal of the first level's mean against the noise's own, from which a network reads brightness out of noise
+)
 
 
 def examine(case: Case) -> Checked:
@@ -76,7 +78,7 @@ def converged(model: Model) -> int:
     """Steps of the reference path, as many as the schedule can place."""
     schedule = model.process.schedule
     most = schedule.timesteps // 2 if isinstance(schedule, Discrete) else CONVERGED
-    return max(2, min(CONVERGED, most, max(40, 3 * model.contract.sampling.steps)))
+    return max(2, min(CONVERGED, most, max(40, 2 * model.contract.sampling.steps)))
 
 
 def noisy(name: str) -> bool:
@@ -113,8 +115,12 @@ def _start(case: Case, measures: list[Measure]) -> list[Finding]:
     schedule = model.process.schedule
     path = settle(model, Request()).path
     first = path.steps[0].now
-    measures.append(Measure("signal that the first level of the path claims (alpha)", first.alpha))
-    if isinstance(schedule, Discrete) and schedule.zero_terminal_snr and first.alpha > OPEN:
+    deviation, cells = 0.5, 4096.0
+    if case.data is not None and bool(case.latents.isfinite().all()):
+        deviation, cells = float(case.latents.mean((2, 3)).std(0).mean()), float(case.latents[0, 0].numel())
+    claimed = first.alpha * deviation * cells**0.5 / first.sigma
+    measures.append(Measure("brightness that the first level claims, against that of noise alone", claimed))
+    if isinstance(schedule, Discrete) and schedule.zero_terminal_snr and claimed > SEEN:
         return [
             Finding(
                 "schedule.start", "harmful",
@@ -122,7 +128,7 @@ def _start(case: Case, measures: list[Measure]) -> list[Finding]:
                 f" {first.alpha:.3f}:"
                 " pictures all get medium brightness",
                 'Use trailing spacing ("timestep_spacing": "trailing"; sampling.spacing = "trailing").',
-                strength=first.alpha / OPEN, measures=(measures[-1],),
+                strength=claimed / SEEN, measures=(measures[-1],),
             )
         ]  # fmt: skip
     return []

@@ -13,12 +13,14 @@ from mezzotint.doctor.finding import Checked, Finding, Measure, Plot, measured
 from mezzotint.doctor.probes.objective import USELESS, curves
 from mezzotint.doctor.readings import Reading, Score
 from mezzotint.doctor.statistics import Mean, mean
-from mezzotint.doctor.trials import told
-from mezzotint.process import Discrete, Process, RectifiedFlow, prediction
+from mezzotint.doctor.trials import told, wishes
+from mezzotint.process import Discrete, Prediction, Process, RectifiedFlow, prediction
 
 SLIPS = (-1.0, -0.5, 0.0, 0.5, 1.0)  # logarithms by which the told level is moved against the true one
 SLIPPED = 0.35  # of them from which the clock is off, in the middle of the schedule
 NUDGE = 0.1  # offset of each channel, in deviations of the latents
+SIGNAL = 0.02  # alpha at the end of a schedule below which rescaling it changes nothing that can be measured
+SHUT, OPEN = 0.25, 0.7  # shares of the answer: at most as of a rescaled schedule, at least as of a plain one
 
 
 def examine(case: Case) -> Checked:
@@ -68,7 +70,13 @@ def calibration(case: Case) -> tuple[tuple[Mean, bool], list[Score]]:
     The vertex of a parabola through the errors at five told levels, for each image.
     """
     claim = trials.own(case).reading
-    scores = case.once("slips", lambda: [readings.score(case, slipped(claim, s), readings.MIDDLE) for s in SLIPS])
+    scores = case.once(
+        "slips",
+        lambda: [
+            readings.score(case, slipped(claim, s), readings.MIDDLE) if s else trials.own(case).at(readings.MIDDLE)
+            for s in SLIPS
+        ],
+    )
     errors = torch.stack([score.log_error.mean(1) for score in scores], 1).double()  # (N, 5)
     s = torch.tensor(SLIPS, dtype=torch.float64)
     basis = torch.stack([torch.ones_like(s), s, s**2], 1)
@@ -111,45 +119,57 @@ def _terminal(case: Case, process: Process) -> tuple[Measure, Finding | None] | 
 
     A denoiser of x = alpha clean + sigma noise with variance v of an image's channel mean answers an offset m of x by
     m alpha v / (alpha^2 v + sigma^2 / (h w)) in the clean image; one that was trained to zero terminal SNR by nothing
-    (Lin et al. 2023, section 3.1).
+    (Lin et al. 2023, section 3.1). None where the plain schedule all but ends in noise anyway.
     """
     schedule = process.schedule
-    if isinstance(schedule, RectifiedFlow) or prediction.Prediction.EPSILON is process.prediction:
+    if isinstance(schedule, RectifiedFlow) or process.prediction is Prediction.EPSILON:
         return None
-    share = mean(terminal_share(case, process))
+    plain = replace(schedule, zero_terminal_snr=False)
+    if plain.level(plain.timesteps - 1).alpha < SIGNAL:
+        return None
+    share = terminal_share(case, process)
     measure = measured("answer of the last timestep to an offset", share, "0 with zero terminal SNR, about 1 without")
-    zero, trained_zero = schedule.zero_terminal_snr, share.high < 0.35
-    trained_open = share.low > 0.35
-    if (zero and trained_open) or (not zero and trained_zero):
-        says = "ends in pure noise" if zero else "leaves signal at the end"
-        does = "takes the mean of pure noise for signal" if zero else "takes nothing of it for signal"
-        return measure, Finding(
-            "schedule.terminal", "harmful",
-            f"the files say that the schedule {says}, and at its last timestep the network {does}"
-            f" ({share.value:.2f} of what a schedule with signal left gives, {share.low:.2f} to {share.high:.2f})",
-            f"Set rescale_betas_zero_snr to {str(not zero).lower()}, with {'leading' if zero else 'trailing'} spacing.",
-            strength=2.0, measures=(measure,),
-        )  # fmt: skip
-    return measure, None
+    zero = schedule.zero_terminal_snr
+    if share.low <= OPEN if zero else share.high >= SHUT:
+        return measure, None
+    says = "ends in pure noise" if zero else "leaves signal at the end"
+    does = "takes the mean of pure noise for signal" if zero else "takes nothing of it for signal"
+    finding = Finding(
+        "schedule.terminal", "harmful",
+        f"the files say that the schedule {says}, and at its last timestep the network {does} ({share.value:.2f} of"
+        " what a"
+        f" schedule with signal left gives, {share.low:.2f} to {share.high:.2f})",
+        f"Set rescale_betas_zero_snr to {str(not zero).lower()}, with {'leading' if zero else 'trailing'} spacing.",
+        strength=2.0, measures=(measure,),
+    )  # fmt: skip
+    return measure, finding
 
 
-def terminal_share(case: Case, process: Process) -> torch.Tensor:
-    """(N,) the answer to an offset at the last timestep as a share of a denoiser's without zero terminal SNR."""
+def terminal_share(case: Case, process: Process) -> Mean:
+    """The answer to an offset at the last timestep as a share of a denoiser's without zero terminal SNR, over images."""
     schedule = process.schedule
     assert isinstance(schedule, Discrete)
     plain = replace(schedule, zero_terminal_snr=False)
-    last = plain.level(plain.timesteps - 1)
+    last, level = plain.level(plain.timesteps - 1), schedule.level(schedule.timesteps - 1)
     clean, noise = case.usable, case.noise[: len(case.usable)]
     moved = NUDGE * float(clean.std())
     said: list[torch.Tensor] = []
     for offset in (0.0, moved):
         x = noise + offset
-        t = torch.full((len(x),), schedule.tick * (schedule.timesteps - 1))
-        raw = case.answers(case.model, x, t, case.steering)
-        level = schedule.level(schedule.timesteps - 1)
+        raw = case.answers(case.model, x, torch.full((len(x),), level.t), case.steering)
         said.append(prediction.estimate(process.prediction, raw, x, level).clean.mean((2, 3)))  # (N, C)
-    v = clean.mean((2, 3)).var(0).clamp(min=1e-6)  # (C,)
+    v = unexplained(clean.mean((2, 3)), wishes(case))  # (C,)
     cells = clean.shape[2] * clean.shape[3]
     expected = moved * last.alpha * v / (last.alpha**2 * v + last.sigma**2 / cells)
-    answer = said[1] - said[0]
-    return (answer * expected).sum(1) / (expected**2).sum()
+    return mean(((said[1] - said[0]) * expected).sum(1) / (expected**2).sum())
+
+
+def unexplained(values: torch.Tensor, words: list[str]) -> torch.Tensor:
+    """(C,) variance of (N, C) within images that share a caption, where enough do; else that of all."""
+    groups = [values[[i for i, other in enumerate(words) if other == word]] for word in dict.fromkeys(words)]
+    groups = [group for group in groups if len(group) > 1]
+    freedom = sum(len(group) - 1 for group in groups)
+    if freedom < 6:
+        return values.var(0).clamp(min=1e-6)
+    inside = torch.stack([((group - group.mean(0)) ** 2).sum(0) for group in groups]).sum(0)
+    return (inside / freedom).clamp(min=1e-6)

@@ -7,8 +7,7 @@ from collections import Counter
 import torch
 from torch import Tensor
 
-from mezzotint.data.folder import NO_LABEL
-from mezzotint.doctor import readings, trials
+from mezzotint.doctor import consistency, readings, trials
 from mezzotint.doctor.case import Case
 from mezzotint.doctor.encoders import Otherwise, otherwise
 from mezzotint.doctor.finding import Checked, Finding, Measure, NotChecked, measured
@@ -17,7 +16,7 @@ from mezzotint.doctor.readings import MIDDLE, Reading, Score
 from mezzotint.doctor.statistics import Mean, mean
 
 DEAF = 1e-3  # change of the output, relative, from one caption to another
-HEARD = 3.0  # standard errors by which the right caption must be better than another one
+RIGHT = 0.5  # of what a caption changes that must be right, at least: 1 in a network that is calibrated, 0 by chance
 MOST = 8  # captions or labels that every image is tried with
 AGREED = 0.6  # share of a caption's images that must prefer the same other one
 CUT = 0.05  # share of captions that may be longer than the encoder reads
@@ -25,19 +24,21 @@ BETTER = 0.03  # gain of another way to read the encoder
 
 
 def examine(case: Case) -> Checked:
-    """Every image with its own caption, with another one's, with none: the right one must denoise best.
+    """Every image with its own caption, with another one's, with none; and whether what the caption changes is right.
 
-    Where it does not, the same with other layers and paddings of the encoder, and with every other caption.
+    A network that hears what it heard in training is calibrated: on average over images, the change from no caption to
+    the right one is just the change towards the truth. The same with other layers and paddings of the encoder, and,
+    where none of it is right, with every other caption.
     """
     model = case.model
     if model.text is None and model.contract.classes is None:
         raise NotChecked("nothing steers this model")
-    words = wishes(case)
+    words = trials.wishes(case)
     if len(set(words)) < 2:
         raise NotChecked("needs images with different captions or labels: give --data a folder with metadata.jsonl")
     mine = trials.own(case)
     claim = mine.reading
-    middle = readings.score(case, claim, MIDDLE)
+    middle = mine.at(MIDDLE)
     other = readings.score(case, claim.named("another's caption", steering=_rows(case, mismatched(words))), MIDDLE)
     none = readings.score(case, claim.named("no caption", steering=case.unsteered), MIDDLE)
     heard, against = middle.gain(other), middle.gain(none)
@@ -47,6 +48,8 @@ def examine(case: Case) -> Checked:
         measured("gain of the right caption over another one", heard, "above 0"),
         measured("gain of the right caption over none", against),
     ]
+    fit = consistency.weight(case)
+    measures.append(measured("share of what the caption changes that is right", fit, f"about 1, above {RIGHT:g}"))
     findings = _lengths(case, measures)
     best: Score | None = None
     if model.text is not None and change > DEAF:
@@ -62,17 +65,10 @@ def examine(case: Case) -> Checked:
                 strength=10.0, measures=tuple(measures[:1]),
             )
         )  # fmt: skip
-    elif best is None and heard.deviations < HEARD and trials.explanation(case) is None:
-        findings.append(_misheard(case, words, middle, none, heard, measures))
-    plot = curves([middle, other, none], "error of the clean image by caption", MIDDLE)
+    elif best is None and fit.high < RIGHT and trials.explanation(case) is None:
+        findings.append(_misheard(case, words, middle, none, fit, measures))
+    plot = curves([middle, other, none], "error of the clean image by caption")
     return Checked(tuple(findings), tuple(measures), (plot,))
-
-
-def wishes(case: Case) -> list[str]:
-    """What is said of each image: its caption, or its label where the model has classes and no text."""
-    if case.model.text is not None:
-        return list(case.images.captions)
-    return ["" if label == NO_LABEL else str(label) for label in case.images.labels.tolist()]
 
 
 def mismatched(words: list[str]) -> Tensor:
@@ -134,14 +130,14 @@ def _readings(case: Case, middle: Score, measures: list[Measure], findings: list
         from dataclasses import replace
 
         others.append(claim.named(says, steering=case.steered(replace(case.model, text=way.encoder), captions, labels)))
-    mine, scores = readings.contest(case, claim, others, MIDDLE)
-    best, gain = scores[0], scores[0].gain(mine)
+    scores = readings.contest(case, middle, others)
+    best, gain = scores[0], scores[0].gain(middle)
     name = f"gain of the best other way to read the encoder ({best.reading.name})"
     measures.append(measured(name, gain, f"at most {BETTER:g}"))
     if not (gain.value > BETTER and gain.deviations > trials.SURE):
         return None
     way = ways[best.reading.name]
-    rivals = {ways[s.reading.name].cause for s in scores[1:] if s.gain(mine).value > 0.8 * gain.value}
+    rivals = {ways[s.reading.name].cause for s in scores[1:] if s.gain(middle).value > 0.8 * gain.value}
     findings.append(
         Finding(
             way.cause, "harmful",
@@ -154,9 +150,7 @@ def _readings(case: Case, middle: Score, measures: list[Measure], findings: list
     return best
 
 
-def _misheard(
-    case: Case, words: list[str], middle: Score, none: Score, heard: Mean, measures: list[Measure]
-) -> Finding:
+def _misheard(case: Case, words: list[str], middle: Score, none: Score, fit: Mean, measures: list[Measure]) -> Finding:
     """Captions that fit other images, labels that mean other classes, or an encoder that says something else."""
     known = [word for word, _ in Counter(words).most_common(MOST)]
     table = _table(case, middle.reading, words, known)  # (N, D)
@@ -180,10 +174,7 @@ def _misheard(
         if count >= AGREED * int((own == known.index(word)).sum())
     ]  # fmt: skip
     elsewhere = [(a, b) for a, b in agreed if a != b]
-    says = (
-        f"the right caption is no better than another one (gain {heard.value:+.3f}, {heard.low:+.3f} to"
-        f" {heard.high:+.3f})"
-    )
+    says = f"what captions change is right to {100 * fit.value:.0f} % ({100 * fit.low:.0f} to {100 * fit.high:.0f})"
     heeds = best.low > 0.02 and best.value > 0.5 * spread
     if case.model.text is None and heeds and len(elsewhere) >= max(2, 0.6 * len(moved)):
         return Finding(

@@ -121,17 +121,16 @@ class Weights:
 
 def _weights(case: Case, run: Run) -> Weights:
     """From the trained weights (not their average) and the optimiser's moments of the last checkpoint."""
-    if not run.checkpoints:
+    newest = run.checkpoints[-1] if run.checkpoints else None
+    names = sorted(path.stem for path in newest.glob("*.safetensors")) if newest else []
+    name = next((n for n in names if n not in ("ema", "discriminator") and not n.endswith(".optimiser")), None)
+    if newest is None or name is None:
         return Weights()
-    name = next((p.stem for p in sorted(run.checkpoints[-1].glob("*.safetensors"))
-                 if p.stem not in ("ema", "discriminator") and not p.stem.endswith(".optimiser")), None)  # fmt: skip
-    if name is None:
-        return Weights()
-    last = read_tensors(run.checkpoints[-1] / f"{name}.safetensors")
+    last = read_tensors(newest / f"{name}.safetensors")
     between = None
-    if len(run.checkpoints) > 1:
-        between = _distance(last, read_tensors(run.checkpoints[-2] / f"{name}.safetensors"))
-    moments = run.checkpoints[-1] / f"{name}.optimiser.safetensors"
+    if len(run.checkpoints) > 1 and (earlier := run.checkpoints[-2] / f"{name}.safetensors").is_file():
+        between = _distance(last, read_tensors(earlier))
+    moments = newest / f"{name}.optimiser.safetensors"
     idle, update = _moments(run, last, read_tensors(moments)) if moments.is_file() else (None, None)
     moved = None
     base = _base(case, run)
@@ -259,7 +258,9 @@ def diverged(run: Run) -> Finding | None:
     if best <= 0 or last < WORSE * best or last - best < 4 * scatter:
         return None
     at = next(step for step, value in loss if value == best)
-    says = f"the training loss fell to {best:.3g} near step {at:,.0f} and ended at {last:.3g}: {last / best:.1f} times it"
+    says = (
+        f"the training loss was {best:.3g} near step {at:,.0f} and {last:.3g} at the end, {last / best:.1f} times that"
+    )
     grade = "broken" if last >= loss[0][1] else "harmful"
     return Finding("run.diverged", grade, says, do, command, strength=last / best / WORSE)
 
@@ -294,7 +295,7 @@ def over(run: Run) -> Finding | None:
         return None
     worst = max(((points[-1][1] / min(v for _, v in points) - 1, name) for name, points in run.bands.items()
                  if min(v for _, v in points) > 0), default=None)  # fmt: skip
-    says = f"the validation loss was lowest at step {at:,.0f} ({best:.4g}) and {risen:.0%} higher at the end ({end:,.0f})"
+    says = f"the validation loss was lowest at step {at:,.0f} ({best:.4g}), and {risen:.0%} higher at step {end:,.0f}"
     says += f", most in the band {worst[1]} of the clock ({worst[0]:+.0%})" if worst else ""
     do = f"Stop near step {at:,.0f}, or train on more images; what comes after that is learned by heart."
     return Finding("fit.over", "harmful", says, do, run.again(f"steps={max(int(at), 1)}"), strength=risen / RISEN)

@@ -1,0 +1,113 @@
+"""The data of the doctor's benchmark: solar cells of 64x64 pixels under captions that can be measured in the picture.
+
+`python benchmarks/doctor/data.py` writes runs/doctor/data with a train-k, validation-k and dozen-k for the seeds k = 0
+and 1. All six are disjoint, and cells that are nearly the same are in one of them, also mirrored or turned ones. Needs
+the solar-cell package.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import sys
+from collections import defaultdict
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image as pil
+
+from mezzotint import files, images
+from mezzotint.data import likeness, metadata, solar_cells
+
+OUT = Path("runs/doctor/data")
+SIDE = 64
+SEEDS = (0, 1)
+BRIGHTNESS = ("dark", "medium", "bright")  # thirds of all cells by their mean
+TYPES = {"mono": "monocrystalline", "poly": "polycrystalline"}
+CLASSES = tuple(f"{level} {cell}" for level in BRIGHTNESS for cell in TYPES)
+CAPTIONS = tuple(f"a {level} {crystal} solar cell" for level in BRIGHTNESS for crystal in TYPES.values())
+VALIDATION, DOZEN = 96, 32
+ALIKE = 0.9  # correlation above which two cells stay together: below what the audit calls nearly the same
+FEW = 6  # images that a model is made to memorise, one of each class
+PARTS = {"bright-poly": "bright poly", "dark-mono": "dark mono"}  # of the training images: one class each
+
+
+def data_sets(seed: int) -> list[str]:
+    return [f"{name}-{seed}" for name in ("train", "validation", "dozen", "few", *PARTS)]
+
+
+def order(name: str) -> str:
+    return hashlib.sha256(name.encode()).hexdigest()
+
+
+def alike(pictures: Sequence[pil.Image]) -> list[list[int]]:
+    """Groups of indices that are nearly the same: sisters of one crystal, and what the audit would find."""
+    small = torch.from_numpy(
+        np.stack([np.asarray(p.resize((likeness.SIDE, likeness.SIDE), pil.Resampling.BOX)) for p in pictures])
+    )
+    look = likeness.CommonLook.of(small)
+    own = look.without(small)
+    turned = [own, *(look.without(likeness.turned(small, name)) for name in likeness.TURNS)]
+    parent = list(range(len(pictures)))
+
+    def root(i: int) -> int:
+        while parent[i] != i:
+            i = parent[i]
+        return i
+
+    for each in turned:
+        for a, b in (each @ own.T > ALIKE).triu(1).nonzero().tolist():
+            parent[root(b)] = root(a)
+    for group in solar_cells.sisters(list(pictures), ALIKE):
+        for b in group[1:]:
+            parent[root(b)] = root(group[0])
+    groups: dict[int, list[int]] = defaultdict(list)
+    for i in range(len(pictures)):
+        groups[root(i)].append(i)
+    return list(groups.values())
+
+
+def divided(names: Sequence[str], labels: Sequence[int], groups: Sequence[Sequence[int]]) -> dict[str, list[int]]:
+    """The indices of every split; what is held out comes from cells that have no like."""
+    found: dict[str, list[int]] = {}
+    for seed in SEEDS:
+        half = [group for group in groups if int(order(names[group[0]]), 16) % len(SEEDS) == seed]
+        free = sorted((group[0] for group in half if len(group) == 1), key=lambda i: order(names[i]))
+        dozen: list[int] = []
+        for label in range(len(CLASSES)):
+            count = DOZEN // len(CLASSES) + (label < DOZEN % len(CLASSES))
+            dozen += [i for i in free if labels[i] == label][:count]
+        validation = [i for i in free if i not in set(dozen)][:VALIDATION]
+        held = {*dozen, *validation}
+        train = [i for group in half for i in group if i not in held]
+        found |= {f"train-{seed}": train, f"validation-{seed}": validation, f"dozen-{seed}": dozen}
+        found[f"few-{seed}"] = [next(i for i in train if labels[i] == label) for label in range(FEW)]
+        for name, kind in PARTS.items():
+            found[f"{name}-{seed}"] = [i for i in train if labels[i] == CLASSES.index(kind)]
+    return found
+
+
+def write() -> None:
+    """All data sets; the ones that are there already stay."""
+    if all((OUT / name / metadata.METADATA).is_file() for seed in SEEDS for name in data_sets(seed)):
+        return
+    cells = solar_cells.cells()
+    pictures = [images.read(cell.path).convert("L") for cell in cells]
+    names = [cell.path.name for cell in cells]
+    mean = np.array([np.asarray(picture).mean() for picture in pictures])
+    level = np.searchsorted(np.quantile(mean, [1 / 3, 2 / 3]), mean)
+    labels = [len(TYPES) * int(k) + list(TYPES).index(cell.type) for k, cell in zip(level, cells, strict=True)]
+    for name, chosen in divided(names, labels, alike(pictures)).items():
+        rows = []
+        for i in sorted(chosen, key=lambda i: order(names[i])):
+            small = pictures[i].resize((SIDE, SIDE), pil.Resampling.LANCZOS)
+            files.write_with(OUT / name / names[i], lambda path, small=small: small.save(path, format="PNG"))
+            rows.append({"file_name": names[i], "text": CAPTIONS[labels[i]], "label": labels[i]})
+        metadata.write(OUT / name, rows)
+        counts = ", ".join(f"{sum(labels[i] == k for i in chosen)} {kind}" for k, kind in enumerate(CLASSES))
+        print(f"{name}: {len(chosen)} images ({counts})", file=sys.stderr, flush=True)
+
+
+if __name__ == "__main__":
+    write()
