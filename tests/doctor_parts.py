@@ -20,41 +20,49 @@ from mezzotint.families import Model
 from mezzotint.process import Discrete, Prediction, Process, RectifiedFlow, prediction
 from mezzotint.process.level import Level
 
-SIDE, CHANNELS, RANK = 8, 3, 6
+SIDE, CHANNELS, KINDS = 8, 3, 64
 CLASSES = ("first", "second", "third")
 
 
 @dataclass(frozen=True)
 class World:
-    """Images = the mean of their class + sum_j s_j z_j u_j with z standard normal: a Gaussian of low rank."""
+    """A mixture of Gaussians: image = p_m + sum_j s_j z_j u_j + tau n, with 64 patterns p_m to each class.
 
-    means: Tensor  # (K + 1, C, h, w), the last one that of all
-    basis: Tensor  # (R, C h w) orthonormal
-    sizes: Tensor  # (R,)
+    The u_j are the brightness of each channel; z and n are standard normal.
+    """
+
+    patterns: Tensor  # (M, C h w)
+    basis: Tensor  # (C, C h w) orthonormal
+    sizes: Tensor  # (C,)
+    tau: float = 0.1
 
     @staticmethod
-    def made(seed: int = 0, apart: float = 0.25) -> World:
-        rng = torch.Generator().manual_seed(seed)
-        flat = torch.eye(CHANNELS).repeat_interleave(SIDE * SIDE, 0)  # (C h w, C): the brightness of each channel
-        directions = torch.cat([flat, torch.randn(len(flat), RANK - CHANNELS, generator=rng)], dim=1)
-        basis = torch.linalg.qr(directions)[0].T
-        sizes = torch.linspace(5.0, 8.0, RANK)
-        means = apart * torch.randn(len(CLASSES) + 1, CHANNELS, SIDE, SIDE, generator=rng)
-        means = means - means[:-1].mean(0)
-        means = torch.cat([means[:-1], torch.zeros_like(means[:1])])
-        return World(means, basis, sizes)
+    def made(seed: int = 0, size: float = 0.6, brightness: float = 3.0) -> World:
+        rng = torch.Generator().manual_seed(seed + 12345)  # not the numbers of the noise
+        basis = torch.eye(CHANNELS).repeat_interleave(SIDE * SIDE, 1) / SIDE
+        patterns = size * torch.randn(KINDS * len(CLASSES), CHANNELS * SIDE * SIDE, generator=rng)
+        patterns = patterns * torch.tensor([0.5, 1.0, 1.5]).repeat_interleave(SIDE * SIDE)  # channels differ
+        patterns = patterns + 0.5 * size * (torch.arange(len(patterns)) // KINDS - 1.0)[:, None]  # and so do classes
+        return World(patterns - patterns.mean(0), basis, torch.full((CHANNELS,), brightness))
 
     def draw(self, labels: Tensor, seed: int = 0) -> Tensor:
-        """(N, C, h, w)."""
-        z = torch.randn(len(labels), RANK, generator=torch.Generator().manual_seed(seed + 77))
-        return self.means[labels] + ((z * self.sizes) @ self.basis).view(-1, CHANNELS, SIDE, SIDE)
+        """(N, C, h, w) of classes (N,); len(CLASSES) is any of them."""
+        rng = torch.Generator().manual_seed(seed + 77)
+        kinds = torch.randint(KINDS, labels.shape, generator=rng)
+        free = torch.randint(len(self.patterns), labels.shape, generator=rng)
+        which = torch.where(labels == len(CLASSES), free, labels * KINDS + kinds)
+        z = torch.randn(len(labels), len(self.sizes), generator=rng)
+        n = torch.randn(len(labels), self.patterns.shape[1], generator=rng)
+        return (self.patterns[which] + (z * self.sizes) @ self.basis + self.tau * n).view(-1, CHANNELS, SIDE, SIDE)
 
 
 class Exact(nn.Module):
     """E[clean | x] of a world under a process of its own, said in that process's terms.
 
-    clean = m + sum_j alpha s_j^2 / (alpha^2 s_j^2 + sigma^2) <u_j, x - alpha m> u_j, where alpha and sigma follow from
-    what the network is told. `sharp` gives x's own z_j in full instead, as a distilled network does.
+    With d = x - alpha p_m, b = U d and V = s^2 + tau^2: the weight of pattern m is the softmax of
+    -1/2 [(|d|^2 - |b|^2) / (alpha^2 tau^2 + sigma^2) + sum_j b_j^2 / (alpha^2 V_j + sigma^2)], and given it the image
+    is p_m + alpha tau^2 / (alpha^2 tau^2 + sigma^2) (d - U' b) + U' alpha V / (alpha^2 V + sigma^2) b.
+    `sharp` gives the likeliest pattern alone and all of its brightness, as a distilled network does.
     """
 
     def __init__(self, world: World, process: Process, sharp: bool = False, deaf: bool = False) -> None:
@@ -64,31 +72,39 @@ class Exact(nn.Module):
         self.scale = nn.Parameter(torch.ones(()), requires_grad=False)
 
     def level(self, t: Tensor) -> Level[Tensor]:
+        """(B, 1) alpha and sigma of what the network is told."""
         schedule = self.process.schedule
         if isinstance(schedule, RectifiedFlow):
-            sigma = (t / schedule.clock).clamp(0, 1)
-            return Level(t, (1 - sigma).view(-1, 1, 1, 1), sigma.view(-1, 1, 1, 1))
+            sigma = (t / schedule.clock).clamp(0, 1).view(-1, 1)
+            return Level(t, 1 - sigma, sigma)
         assert isinstance(schedule, Discrete)
         place = (t / schedule.tick).clamp(0, schedule.timesteps - 1)
         table = torch.tensor(schedule.alpha_bar(), dtype=torch.float64)
         low = place.floor().long().clamp(max=schedule.timesteps - 2)
         part = place.double() - low
         bar = table[low] * (1 - part) + table[low + 1] * part
-        return Level(t, bar.sqrt().float().view(-1, 1, 1, 1), (1 - bar).sqrt().float().view(-1, 1, 1, 1))
+        return Level(t, bar.sqrt().float().view(-1, 1), (1 - bar).sqrt().float().view(-1, 1))
 
     def forward(self, x: Tensor, t: Tensor, told: Conditioning) -> Tensor:
-        level, world = self.level(t.float()), self.world
-        null = torch.full((len(x),), len(CLASSES))
-        label = null if told.label is None or self.deaf else told.label
-        mean = world.means[label]
-        seen = (x - level.alpha * mean).flatten(1) @ world.basis.T  # (B, R)
-        alpha, sigma = level.alpha.view(-1, 1), level.sigma.view(-1, 1)
-        weight = alpha * world.sizes**2 / (alpha**2 * world.sizes**2 + sigma**2)
+        world, level = self.world, self.level(t.float())
+        alpha, sigma = level.alpha, level.sigma
+        flat = x.flatten(1)
+        d = flat[:, None] - alpha[:, None] * world.patterns  # (B, M, D)
+        b = d @ world.basis.T  # (B, M, C)
+        small, large = alpha**2 * world.tau**2 + sigma**2, alpha**2 * (world.sizes**2 + world.tau**2) + sigma**2
+        distance = ((d**2).sum(-1) - (b**2).sum(-1)) / small + (b**2 / large[:, None]).sum(-1)  # (B, M)
+        if told.label is not None and not self.deaf:
+            kind = torch.arange(len(world.patterns)) // KINDS
+            barred = (kind != told.label[:, None]) & (told.label != len(CLASSES))[:, None]
+            distance = distance.masked_fill(barred, float("inf"))
+        weight = (-distance / 2).softmax(-1)
         if self.sharp:
-            weight = world.sizes / (alpha**2 * world.sizes**2 + sigma**2).sqrt()
-        clean = mean + ((weight * seen) @ world.basis).view_as(x)
-        noise = (x - level.alpha * clean) / level.sigma.clamp(min=1e-4)
-        return prediction.target(self.process.prediction, clean, noise, level)
+            weight = nn.functional.one_hot(weight.argmax(-1), weight.shape[-1]).to(weight)
+        fine = (alpha * world.tau**2 / small)[..., None] * (d - b @ world.basis)
+        bright = ((alpha * (world.sizes**2 + world.tau**2) / large)[:, None] * b) @ world.basis
+        clean = (weight[..., None] * (world.patterns + fine + bright)).sum(1)
+        noise = (flat - alpha * clean) / sigma.clamp(min=1e-4)
+        return prediction.target(self.process.prediction, clean, noise, level).view_as(x)
 
 
 def examined(

@@ -142,7 +142,7 @@ def test_sound_weights_are_passed_over_in_every_format(healthy: Model, dtype: to
 
 
 def test_order_is_what_chance_gives_for_every_distribution() -> None:
-    """sum over i != j of (w_i w_j)^2 / (m (m - 1) n s^4) is 1 +- 2 / m for independent entries; a direction raises it."""
+    """sum over i != j of (w_i w_j)^2 / (m (m - 1) n s^4) is 1 +- 2 / m for independent entries; directions raise it."""
     for i in range(10):
         noise = drawn(64, 256, seed=i)
         assert order(noise.double()) < 5

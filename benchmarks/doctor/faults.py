@@ -88,7 +88,6 @@ FAULTS: dict[str, Fault] = {
     # the process
     "v-for-epsilon": Fault("objective", process.claimed("velocity"), ("sd1-epsilon", "ddpm-epsilon"), 1),
     "epsilon-for-v": Fault("objective", process.claimed("epsilon"), ("sd2-velocity",), 2),
-    "epsilon-for-v-single-file": Fault("objective", process.single_file, ("sd2-velocity",), 2),
     "clean-for-epsilon": Fault("objective", process.claimed("clean"), ("sd1-epsilon", "ddpm-epsilon")),
     "clean-for-v": Fault("objective", process.claimed("clean"), ("sd2-velocity", "unet-zsnr")),
     "epsilon-for-clean": Fault("objective", process.claimed("epsilon"), ("dit-clean",)),

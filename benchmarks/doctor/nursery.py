@@ -61,10 +61,10 @@ class Nest:
 
 # Recipes.
 
-STEPS = {"ddpm-epsilon": 2000, "sd1-epsilon": 2400, "sd2-velocity": 2000, "sd35-flow": 1200, "dit-clean": 2000,
+STEPS = {"ddpm-epsilon": 700, "sd1-epsilon": 2400, "sd2-velocity": 2000, "sd35-flow": 900, "dit-clean": 2000,
          "unet-zsnr": 1800}  # fmt: skip
 LOSSES: dict[str, dict[str, Any]] = {  # noise is learned last where it is nearly all: such networks copy their input
-    "ddpm-epsilon": {"weighting": "min_snr", "gamma": 0.2}, "sd1-epsilon": {"weighting": "min_snr", "gamma": 0.5},
+    "ddpm-epsilon": {"weighting": "min_snr", "gamma": 1.0}, "sd1-epsilon": {"weighting": "min_snr", "gamma": 0.5},
     "sd35-flow": {"density": "logit_normal"},
 }  # fmt: skip
 
@@ -164,9 +164,9 @@ def adapter(nest: Nest, name: str) -> dict[str, Any]:
 
 def distilled(nest: Nest, name: str) -> dict[str, Any]:
     return on_first(
-        nest, name, 300, 2e-4, "train", method="lcm", batch=16, lcm={"guidance": 3.0}, loss={},
+        nest, name, 150, 2e-4, "train", method="lcm", batch=16, lcm={"guidance": 3.0}, loss={},
         optimiser={"rate": 2e-4, "warmup": 20, "final": 0.05, "decay": 0.0}, ema={"decay": 0.95},
-        previews={"every": 300, "count": 12, "steps": 4},
+        previews={"every": 150, "count": 12, "steps": 4},
     )  # fmt: skip
 
 
@@ -174,8 +174,8 @@ def memorised(nest: Nest, name: str) -> dict[str, Any]:
     few = images(nest, "few", flips=[])
     optimiser = {"rate": 1e-3, "warmup": 20, "final": 0.02}
     return on_first(
-        nest, name, 800, 1e-3, "few", data=few, batch=12, optimiser=optimiser, text={"dropout": 0.0},
-        ema={"decay": 0.99}, previews={"every": 800, "count": 12, "steps": 25, "prompts": list(data.CAPTIONS)},
+        nest, name, 400, 1e-3, "few", data=few, batch=12, optimiser=optimiser, text={"dropout": 0.0},
+        ema={"decay": 0.99}, previews={"every": 400, "count": 12, "steps": 25, "prompts": list(data.CAPTIONS)},
     )  # fmt: skip
 
 

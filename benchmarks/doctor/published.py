@@ -195,9 +195,10 @@ def ddpm(folder: Path) -> None:
     from diffusers import UNet2DModel
 
     UNet2DModel(
-        sample_size=SIDE // 2, in_channels=1, out_channels=1, block_out_channels=(32, 64, 64), layers_per_block=1,
-        down_block_types=("DownBlock2D", "DownBlock2D", "AttnDownBlock2D"),
-        up_block_types=("AttnUpBlock2D", "UpBlock2D", "UpBlock2D"), attention_head_dim=32, norm_num_groups=16,
+        sample_size=SIDE // 2, in_channels=1, out_channels=1, block_out_channels=(32, 64, 96, 96), layers_per_block=1,
+        down_block_types=("DownBlock2D", "DownBlock2D", "AttnDownBlock2D", "DownBlock2D"),
+        up_block_types=("UpBlock2D", "AttnUpBlock2D", "UpBlock2D", "UpBlock2D"), attention_head_dim=32,
+        norm_num_groups=16,
     ).save_pretrained(folder / "unet")  # fmt: skip
     index(folder, "DDPMPipeline", HO, unet=["diffusers", "UNet2DModel"])
 

@@ -118,7 +118,7 @@ def asked(patient: Any) -> dict[str, Any]:
     from mezzotint.doctor.diagnose import diagnose
     from mezzotint.errors import InputError
 
-    begun = time.perf_counter()
+    begun, worked = time.perf_counter(), time.process_time()
     try:
         case = patient.case()
     except InputError as reason:
@@ -131,7 +131,8 @@ def asked(patient: Any) -> dict[str, Any]:
     ]  # fmt: skip
     probes = {each.probe: round(each.seconds, 2) for each in found.outcomes}
     why = {each.probe: each.why for each in found.outcomes if each.checked is None}
-    return {"ranked": ranked, "seconds": round(time.perf_counter() - begun, 2), "probes": probes, "not_checked": why}
+    took = {"seconds": round(time.perf_counter() - begun, 2), "cpu": round(time.process_time() - worked, 2)}
+    return {"ranked": ranked, **took, "probes": probes, "not_checked": why}
 
 
 def line(record: dict[str, Any]) -> str:

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from collections.abc import Callable
-from dataclasses import replace
 from random import Random
 from typing import Any
 
@@ -57,25 +55,6 @@ def as_table(patient: Patient, rng: Random) -> Patient:
     contract(patient, lambda facts: facts.update(process={"prediction": "epsilon", "schedule": table}))
     contract(patient, lambda facts: facts["sampling"].update(sampler="ddim"))
     return patient
-
-
-def single_file(patient: Patient, rng: Random) -> Patient:
-    """A single file that does not say what it predicts, opened as epsilon."""
-    from mezzotint.families.convert import convert
-
-    file = patient.scratch / "single.safetensors"
-    convert(patient.path, file, "single-file")
-    from patient import tensors  # its header says the prediction, as few published files do
-
-    with tensors(file) as found:
-        kept = dict(found)
-    from safetensors.torch import save_file
-
-    save_file({name: t for name, t in kept.items() if name != "v_pred"}, file, {"format": "pt"})
-    size = json.loads((patient.path / "unet" / "config.json").read_text())["sample_size"]
-    if size != 16:
-        raise Unfit("its pictures have another size than the single file would say")
-    return replace(patient, path=file, asked={"prediction": "epsilon", "parts": patient.path})
 
 
 def schedule(**changes: Any) -> Seed:

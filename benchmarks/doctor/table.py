@@ -35,6 +35,7 @@ class Answer:
     notes: tuple[str, ...]
     also: tuple[str, ...]  # what the first alarm does not tell apart from itself
     seconds: float
+    cpu: float | None  # of the process: what it takes on a machine that does nothing else
     refused: str
 
     @property
@@ -63,7 +64,8 @@ def answer(record: dict[str, Any]) -> Answer:
         record["seed"], record["model"], record["fault"], record["cause"], record["pain"],
         tuple(each["cause"] for each in alarms),
         tuple(each["cause"] for each in record["ranked"] if each["grade"] == "note"),
-        tuple(alarms[0]["also"]) if alarms else (), record["seconds"], record.get("refused", ""),
+        tuple(alarms[0]["also"]) if alarms else (), record["seconds"], record.get("cpu"),
+        record.get("refused", ""),
     )  # fmt: skip
 
 
@@ -82,6 +84,13 @@ def share(hits: int, total: int) -> str:
     return f"{hits}/{total} = {hits / max(total, 1):.1%} ({low:.1%} to {high:.1%})"
 
 
+def quantiles(values: Sequence[float]) -> str:
+    if not values:
+        return "-"
+    ninth = sorted(values)[math.ceil(0.9 * len(values)) - 1]
+    return f"median {statistics.median(values):.1f}, 90th percentile {ninth:.1f}"
+
+
 def summary(every: Sequence[Answer]) -> str:
     faulty, healthy = [a for a in every if a.cause], [a for a in every if not a.cause]
     second = sum(a.cause in a.alarms[:2] for a in faulty)
@@ -92,8 +101,6 @@ def summary(every: Sequence[Answer]) -> str:
     for a in faulty:
         by_fault[a.fault].append(a.found)
     whole = sum(all(found) for found in by_fault.values())
-    seconds = sorted(a.seconds for a in every)
-    ninth = seconds[min(len(seconds) - 1, math.ceil(0.9 * len(seconds)) - 1)] if seconds else math.nan
     rows = [
         ("true cause first", share(sum(a.found for a in faulty), len(faulty))),
         ("true cause first, or not told apart from the first", share(apart, len(faulty))),
@@ -102,8 +109,8 @@ def summary(every: Sequence[Answer]) -> str:
         ("anything alarming said, or refused", share(something, len(faulty))),
         ("false alarms on healthy cases", share(sum(not a.found for a in healthy), len(healthy))),
         ("faults found in every case", f"{whole} of {len(by_fault)}"),
-        ("seconds a case, median", f"{statistics.median(seconds):.1f}" if seconds else "-"),
-        ("seconds a case, 90th percentile", f"{ninth:.1f}"),
+        ("seconds a case", quantiles([a.seconds for a in every])),
+        ("seconds of a processor core a case", quantiles([a.cpu for a in every if a.cpu is not None])),
     ]
     return "\n".join(["| measure | value |", "|---|---|", *(f"| {name} | {value} |" for name, value in rows)])
 

@@ -125,6 +125,7 @@ class Case:
                     )
         if contract.classes is not None:
             null = contract.classes.null
+            labels = torch.where(labels < len(contract.classes.names), labels, NO_LABEL)  # the data's probe says so
             if null is None and bool((labels == NO_LABEL).any()):
                 raise NotChecked("needs labels: this model has no class for images without one")
             found = replace(found, label=torch.where(labels == NO_LABEL, null if null is not None else 0, labels))
@@ -211,7 +212,7 @@ class Case:
         if model.text is not None:
             wish["prompt"] = self.images.captions[row]
         label = int(self.images.labels[row])
-        if model.contract.classes is not None and label != NO_LABEL:
+        if model.contract.classes is not None and label in range(len(model.contract.classes.names)):
             wish["label"] = label
         return wish
 

@@ -95,7 +95,7 @@ CAUSES: dict[str, Cause] = {
     # speed
     "speed.dtype": Cause("a number format that this machine computes slowly", ("speed.*",)),
     "speed.adapters": Cause("adapters compute beside the weights"),
-    "speed.threads": Cause("fewer threads than the machine has cores", ("speed.kernel", "speed.ceiling")),
+    "speed.threads": Cause("fewer threads than the machine has cores", ("speed.kernel",)),
     "speed.offload": Cause("parts move to the device at every use"),
     "speed.kernel": Cause("a slow attention or convolution kernel"),
     "speed.python": Cause("Python and hooks take the time"),

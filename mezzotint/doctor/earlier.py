@@ -6,6 +6,7 @@ import json
 import statistics
 import tomllib
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ TRAINING = 3.3  # forwards that a training step takes: 2.8 to 3.3 were measured 
 ELSEWHERE = 3.0  # times that a run took of what its network needs here: another machine may well be half as quick
 SLOWED = 1.5  # speed of a run's first quarter over that of its last
 SLOWER = 1.2  # of a part against an earlier diagnosis
+MATTERS = 0.05  # share of a request below which a part may take what it likes
 PARTS = ("text", "codec.decode", "codec.encode", "sampler")  # beside all that begins with "step"
 
 
@@ -32,45 +34,50 @@ def report_of(trace: Path | None) -> Path | None:
 def regressed(path: Path, now: Sequence[Measure]) -> tuple[list[Finding], list[Measure]]:
     """Every part of a step and a request against an earlier diagnosis, as ratios with intervals.
 
-    Times of two days are not paired, so a ratio counts only as far as the machine's own ceiling did not move: it is
-    divided by what the ceiling lost, and holds from the least time now to the greatest then. The part that explains
-    most of the loss is named.
+    Times of two days are not paired. So a whole (a step, the text, the codec) is slower only where its least time now
+    is above its greatest then, and its median by more than the machine's own ceiling has lost. Parts of a step are too
+    short for that beside other jobs: they say where the loss lies, by their least times, and not whether there is one.
     """
-    then = _measures(path)
-    told: list[Measure] = []
-    here = {each.name: each for each in now}
+    then, here = _measures(path), {each.name: each for each in now}
     if "step" not in then or "step" not in here:
         raise InputError(f"{path} has no measures of speed: use the doctor.json of a diagnosis with the probe speed")
-    machine = _machine(then, here)
-    lost: dict[str, float] = {}
-    slow: dict[str, tuple[float, float]] = {}
-    for name, mine in here.items():
-        if mine.unit != "s" or name not in then or not (name.startswith("step") or name in PARTS):
-            continue
-        before = then[name]
-        floor = (before.value or 0.0) > 0 and mine.value > 0
-        if not floor:
-            continue
-        ratio = mine.value / before.value
-        low, high = (
-            (mine.low or mine.value) / (before.high or before.value),
-            (mine.high or mine.value) / (before.low or before.value),
-        )
-        told.append(Measure(f"regressed.{name}", ratio, low, high, f"below {SLOWER:g}", "times"))
-        whole = here["step"].value if name.startswith("step") else here["request"].value
-        if low >= SLOWER and low / machine >= SLOWER and mine.value >= 0.05 * whole:
-            slow[name], lost[name] = (ratio, low), mine.value - before.value
+    timed = [n for n in here if (n.startswith("step") or n in PARTS) and n in then and _least(then[n]) > 0]
+    ratios = {name: _ratio(name, here[name], then[name]) for name in timed}
+    told = [replace(ratio, name=f"regressed.{name}") for name, ratio in ratios.items()]
+    request, lost_by_machine = here["request"].value, _machine(then, here)
+    slow = {
+        name: ratios[name].value for name in timed
+        if "." not in name.removeprefix("codec.") and ratios[name].value >= SLOWER * lost_by_machine
+        and (ratios[name].low or 0.0) >= (1 + SLOWER) / 2
+        and (name == "step" or here[name].value >= MATTERS * request)
+    }  # fmt: skip
     if not slow:
         return [], told
-    work = [n for n in ("work", "rows", "threads", "adapters.beside") if n in then and _moved(then[n], here.get(n))]
-    parts = {name: loss for name, loss in lost.items() if name != "step"} or lost
-    name = max(parts, key=lambda each: parts[each])
-    ratio, low = slow[name]
+    whole = max(slow, key=lambda name: slow[name])
+    where = ""
+    if whole == "step":
+        lost = {n: _least(here[n]) - _least(then[n]) for n in timed if n.startswith("step.")}
+        part = max(lost, key=lambda name: lost[name], default="")
+        total = _least(here["step"]) - _least(then["step"])
+        if part and lost[part] > 0.3 * total:
+            times = _least(here[part]) / _least(then[part])
+            where = f", most of it in {part.removeprefix('step.')} ({times:.2f} times)"
+    work = [n for n in ("work", "rows", "threads", "weights") if n in then and _moved(then[n], here.get(n))]
     why = "".join(f"; {n} went from {then[n].value:.4g} to {here[n].value:.4g}" for n in work)
-    whole = f", a step {slow['step'][0]:.2f} times" if "step" in slow and name != "step" else ""
-    says = f"{name} takes {ratio:.2f} times as long as in {path} (at least {low:.2f} times){whole}{why}"
-    do = f"Look at what changed in {name} since then: adapters, hooks, threads, number format, torch's version."
-    return [Finding("speed.regressed", "harmful", says, do, "", low / SLOWER, tuple(told))], told
+    says = f"{whole} takes {slow[whole]:.2f} times as long as in {path.name}{where}{why}"
+    do = f"Look at what changed in {whole} since then: adapters, hooks, threads, number format, torch's version."
+    return [Finding("speed.regressed", "harmful", says, do, "", slow[whole] / SLOWER, tuple(told))], told
+
+
+def _least(measure: Measure) -> float:
+    return measure.value if measure.low is None else measure.low
+
+
+def _ratio(name: str, now: Measure, then: Measure) -> Measure:
+    """Seconds now over seconds then; from the least now over the greatest then to the other way round."""
+    most = [each.value if each.high is None else each.high for each in (now, then)]
+    low, high = _least(now) / most[1], most[0] / _least(then)
+    return Measure(name, now.value / max(then.value, 1e-9), low, high, f"below {SLOWER:g}", "times")
 
 
 def _machine(then: Mapping[str, Measure], here: Mapping[str, Measure]) -> float:

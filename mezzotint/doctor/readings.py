@@ -8,8 +8,8 @@ signal, and what a reading gains is paired over images. Nothing here depends on 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -41,7 +41,7 @@ class Reading:
     latents: Tensor  # (N, C, h, w)
     steering: Conditioning
     model: Model
-    told: Callable[[float], float] = field(default=lambda t: t)  # from the schedule's clock to the network's
+    slip: float = 0.0  # the network is told exp(slip) times the noise that x has
 
     def named(self, name: str, **changes: object) -> Reading:
         """The same reading but for these changes."""
@@ -100,9 +100,11 @@ def raw_of(
     deviation = float(reading.latents.std())
     levels = [level_at(reading.process.schedule, ratio * deviation) for ratio in ratios]
     xs = torch.cat([level.alpha * clean + level.sigma * noise for level in levels])
-    told = torch.tensor([reading.told(level.t) for level in levels]).repeat_interleave(len(clean))
+    factor = math.exp(reading.slip) * deviation
+    told = [level_at(reading.process.schedule, ratio * factor).t for ratio in ratios]
     rows = torch.arange(len(clean)).repeat(len(levels))
-    raws = case.answers(reading.model, xs, told, reading.steering, rows)
+    t = torch.tensor(told).repeat_interleave(len(clean))
+    raws = case.answers(reading.model, xs, t, reading.steering, rows)
     for level, x, raw in zip(levels, xs.split(len(clean)), raws.split(len(clean)), strict=True):
         found.append((level, x, raw))
     return found
@@ -150,10 +152,8 @@ def _scores(case: Case, readings: Sequence[Reading], ratios: Sequence[float], co
     asked: dict[tuple[object, ...], list[tuple[Level[float], Tensor, Tensor]]] = {}
     found: list[Score] = []
     for reading in readings:
-        key = (
-            reading.process.schedule, id(reading.latents), id(reading.steering), id(reading.model),
-            tuple(reading.told(t) for t in (0.0, 1.0, 500.0)),
-        )  # fmt: skip
+        parts = (id(part) for part in (reading.latents, reading.steering, reading.model))
+        key = (reading.process.schedule, *parts, reading.slip)
         if key not in asked:
             asked[key] = raw_of(case, reading, ratios, count)
         found.append(judged(reading, asked[key], tuple(ratios)))
@@ -171,7 +171,8 @@ def processes(own: Process) -> list[Process]:
         table = own.schedule
         known = [replace(other, timesteps=table.timesteps, tick=table.tick) for other in tables]
         clocked = [replace(table, tick=tick) for tick in (1.0, 1000.0 / table.timesteps, 1e-3)]
-        tables = [table, replace(table, zero_terminal_snr=not table.zero_terminal_snr), *known, *clocked]
+        usual = [replace(table, timesteps=1000, tick=1.0), *tables] if table.timesteps != 1000 else []
+        tables = [table, replace(table, zero_terminal_snr=not table.zero_terminal_snr), *known, *clocked, *usual]
     schedules: list[Discrete | RectifiedFlow] = list(dict.fromkeys([*clocks, *tables]))
     found: list[Process] = []
     for schedule in schedules:

@@ -118,15 +118,16 @@ def blend(case: Case, adapters: Weighted) -> Blend:
 
 
 def mistake(multiple: float, rank: int, alpha: float) -> str:
-    """Which usual mistake a factor is that the strength is wrong by, or nothing."""
+    """Which usual mistakes a factor is that the strength is wrong by, or nothing."""
+    root = rank**0.5
     usual = {
-        "the rank": rank, "alpha / rank": alpha / rank, "the square root of the rank": rank**0.5, "alpha": alpha,
-        "alpha / the square root of the rank": alpha / rank**0.5,
-    }  # fmt: skip
-    found = [(math.inf, "")]
-    for name, value in usual.items():
-        for factor, words in ((abs(value), name), (1 / abs(value) if value else 0.0, f"1 over {name}")):
-            if factor and max(factor, 1 / factor) > CLOSE:
-                found.append((abs(math.log(factor / multiple)), f"{words} ({factor:.3g})"))
-    off, name = min(found)
-    return name if off < math.log(CLOSE) else ""
+        "the rank": rank, "1 over the rank": 1 / rank, "alpha / rank": alpha / rank, "rank / alpha": rank / alpha,
+        "the square root of the rank": root, "1 over the square root of the rank": 1 / root, "alpha": alpha,
+        "1 over alpha": 1 / alpha,
+    } if alpha > 0 else {}  # fmt: skip
+    off = {name: abs(math.log(value / multiple)) for name, value in usual.items() if max(value, 1 / value) > CLOSE}
+    least = min(off.values(), default=math.inf)
+    if least >= math.log(CLOSE):
+        return ""
+    names = [name for name, each in off.items() if each < least + 0.01]
+    return f"{' or '.join(names)} ({usual[names[0]]:.3g})"

@@ -75,7 +75,7 @@ def precision(every: Sequence[Layer]) -> list[Finding]:
                 strength=share / COARSE,
             ))  # fmt: skip
         ons = {id(x) for x, _ in grids}
-        lost = [x for x in own if x.zeros > LOST and id(x) not in ons]
+        lost = [x for x in own if x.judged and x.zeros > LOST and id(x) not in ons]
         share = sum(x.tensor.numel() * x.zeros for x in lost) / numbers
         held = sum(x.tensor.numel() for x in lost) / numbers
         if held > HELD:

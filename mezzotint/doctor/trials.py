@@ -12,14 +12,18 @@ from torch import Tensor
 
 from mezzotint.data.folder import NO_LABEL
 from mezzotint.doctor import readings
-from mezzotint.doctor.case import Case
-from mezzotint.doctor.readings import RATIOS, Reading, Score
+from mezzotint.doctor.case import Case, Drawn
+from mezzotint.doctor.readings import MIDDLE, RATIOS, Reading, Score
 from mezzotint.doctor.statistics import Mean
+from mezzotint.errors import InputError
 from mezzotint.process import Discrete, Level, Process, RectifiedFlow, prediction
 
 CLEAR = 0.05  # gain in mean log error below which an alternative is no better in practice
-SURE = 5.0  # standard errors, paired over images
+SURE = 4.0  # standard errors, paired over images
+GOOD = -0.05  # mean log error that a reading must reach to explain anything: better than a scalar filter
 SCALES = tuple(1.4**i for i in range(-8, 9) if i)  # 1/15 to 15
+SLIPS = (-2.0, -1.3, -0.8, -0.4, 0.4, 0.8, 1.3, 2.0)  # logarithms by which told levels are moved
+KNOWN = 0.8  # of the largest gain from which a known schedule explains as much as a free number
 FACTORIAL = 4  # channels up to which every order is tried
 
 
@@ -41,8 +45,8 @@ class Contest:
 
     @property
     def lost(self) -> bool:
-        """Whether the claim is clearly worse than an alternative."""
-        return clearly(self.gain)
+        """Whether the claim is clearly worse than an alternative that is right, not only less wrong."""
+        return clearly(self.gain) and self.others[0].mean.value < GOOD
 
 
 def clearly(gain: Mean) -> bool:
@@ -72,6 +76,25 @@ def processes(case: Case) -> Contest:
     return case.once("processes", run)
 
 
+def slips(case: Case) -> tuple[Contest, list[tuple[float, float]]]:
+    """The claimed levels against all of them moved, and the log error of a few images by how far (log ratio)."""
+
+    def run() -> tuple[Contest, list[tuple[float, float]]]:
+        mine = own(case)
+        some, few = RATIOS[1::2], min(readings.FIRST, len(mine.log_error))
+        scores = {s: readings.score(case, slipped(mine.reading, s), some, few) for s in SLIPS}
+        curve = [(s, found.mean.value) for s, found in scores.items()] + [(0.0, mine.at(some, few).mean.value)]
+        best = min(scores, key=lambda s: scores[s].mean.value)
+        return Contest(mine, readings.contest(case, mine, [slipped(mine.reading, best)])), sorted(curve)
+
+    return case.once("slips", run)
+
+
+def slipped(claim: Reading, slip: float) -> Reading:
+    """The reading that tells the network exp(slip) times the noise that x has; its name is the slip."""
+    return claim.named(f"{slip:g}", slip=slip)
+
+
 def scales(case: Case) -> Contest:
     """Latents as they come against the same ones scaled, under the claimed process."""
 
@@ -88,6 +111,28 @@ def scales(case: Case) -> Contest:
         return Contest(mine, readings.contest(case, mine, scaled(near)))
 
     return case.once("scales", run)
+
+
+def drawn_like(case: Case) -> tuple[Contest, Tensor, Tensor] | None:
+    """Latents as they come against the same ones with each channel's mean and deviation as the network draws them.
+
+    Also the factor and the offset of each channel; None where the network cannot draw.
+    """
+
+    def run() -> tuple[Contest, Tensor, Tensor] | None:
+        mine, drawn = own(case), pictures(case)
+        if drawn is None:
+            return None
+        clean = mine.reading.latents
+        factor = (drawn.latents.std((0, 2, 3)) / clean.std((0, 2, 3)).clamp(min=1e-6)).clamp(1e-3, 1e3)
+        offset = drawn.latents.mean((0, 2, 3)) - factor * clean.mean((0, 2, 3))
+        moved = clean * factor.view(1, -1, 1, 1) + offset.view(1, -1, 1, 1)
+        if not bool(moved.isfinite().all()):
+            return None
+        trial = mine.reading.named("each channel as the network draws it", latents=moved)
+        return Contest(mine, readings.contest(case, mine, [trial])), factor, offset
+
+    return case.once("drawn like", run)
 
 
 def shifts(case: Case) -> tuple[Contest, Tensor]:
@@ -126,7 +171,7 @@ def orders(case: Case) -> Contest | None:
         mine = own(case)
         claim, channels = mine.reading, mine.reading.latents.shape[1]
         every = [list(order) for order in itertools.permutations(range(channels))] if channels <= FACTORIAL else []
-        if channels > FACTORIAL:
+        if channels > FACTORIAL and pictures(case) is not None:
             every = [likely_order(case)]
         others = [
             claim.named(" ".join(map(str, order)), latents=claim.latents[:, order])
@@ -161,11 +206,13 @@ def signatures(latents: Tensor) -> Tensor:
     return torch.stack([average, 2 * deviation.log(), 0.5 * (z**3).mean((0, 2, 3)), 2 * across, 2 * down, between], 1)
 
 
-def itself(case: Case) -> Score:
-    """How well the network denoises what it draws itself, under the claimed process."""
+def itself(case: Case) -> Score | None:
+    """How well the network denoises what it draws itself, under the claimed process; None where it cannot draw."""
 
-    def run() -> Score:
-        drawn = case.drawn
+    def run() -> Score | None:
+        drawn = pictures(case)
+        if drawn is None:
+            return None
         steering = case.steering.map(lambda tensor: tensor[drawn.rows])
         claim = replace(readings.claimed(case), name="its own pictures", latents=drawn.latents, steering=steering)
         return readings.score(case, claim)
@@ -181,12 +228,15 @@ def explanation(case: Case) -> tuple[str, Contest] | None:
     """
 
     def run() -> tuple[str, Contest] | None:
+        channels = drawn_like(case)
         found: dict[str, Contest | None] = {
-            "process": processes(case), "latent.scale": scales(case), "latent.shift": shifts(case)[0],
-            "latent.order": orders(case),
+            "process": processes(case), "latent.order": orders(case), "latent.scale": scales(case),
+            "latent.shift": shifts(case)[0], "levels": slips(case)[0], "channels": channels and channels[0],
         }  # fmt: skip
         lost = {name: contest for name, contest in found.items() if contest is not None and contest.lost}
-        return max(lost.items(), key=lambda item: item[1].gain.value) if lost else None
+        most = max((contest.gain.value for contest in lost.values()), default=0.0)
+        # the plainest of those that explain about as much: a known schedule before a free number before many
+        return next(((name, contest) for name, contest in lost.items() if contest.gain.value >= KNOWN * most), None)
 
     return case.once("explanation", run)
 
@@ -196,6 +246,22 @@ def wishes(case: Case) -> list[str]:
     if case.model.text is not None:
         return list(case.images.captions)
     return ["" if label == NO_LABEL else str(label) for label in case.images.labels.tolist()]
+
+
+def unsteered(case: Case) -> Score:
+    """How well the network denoises the user's images without captions and labels, at the middle ratios."""
+    claim = readings.claimed(case)
+    return case.once(
+        "unsteered", lambda: readings.score(case, claim.named("no caption", steering=case.unsteered), MIDDLE)
+    )
+
+
+def pictures(case: Case) -> Drawn | None:
+    """What the model draws; None where that comes to nothing, as under a wrong process it may."""
+    try:
+        return case.drawn
+    except InputError:
+        return None
 
 
 def told(process: Process) -> str:

@@ -27,7 +27,8 @@ def examine(case: Case) -> Checked:
         measured(f"gain of the best other reading ({told(theirs)})", contest.gain, f"at most {trials.CLEAR:g}"),
     )  # fmt: skip
     plots = (curves([mine, *contest.others[:3]], "error of the clean image by what the output is taken for"),)
-    if not contest.lost or trials.kind(ours, theirs) != "objective":
+    explained = trials.explanation(case)
+    if explained is None or explained[0] != "process" or trials.kind(ours, theirs) != "objective":
         return Checked((), measures, plots)
     finding = Finding(
         "objective",

@@ -162,9 +162,9 @@ def step_of(case: Case, works: Sequence[tuple[Work, float]]) -> tuple[Seen, Time
         spans.append(expected)
     size, whole = work.settings, request_area(work.request) == case.model.contract.size[0] * case.model.contract.size[1]
     step = Timed("step", tuple(spans), "" if whole else f"measured at {size.width}x{size.height}")
-    commonest = Counter(runs[0].convolved).most_common(1) if runs else []
+    maps = Counter(runs[0].convolved if runs else ())
+    largest = max(maps, key=lambda each: maps[each] * (each[0] * each[1]) ** 2, default=CONVOLUTION)
     middle = sorted(runs, key=lambda run: run.total)[len(runs) // 2] if runs else None
-    largest = commonest[0][0] if commonest else CONVOLUTION
     light = quick[-1] if quick else works[0][0]
     seen = Seen(case, work, light, step.value, middle, counted, (max(8, largest[0]), max(4, largest[1])))
     return seen, step, by_kind(runs, step.value, device), faults

@@ -10,7 +10,7 @@ from mezzotint.doctor import averages, damage, readings, tensor_faults
 from mezzotint.doctor.case import Case
 from mezzotint.doctor.damage import Trial
 from mezzotint.doctor.finding import Checked, Finding, Grade, Measure, NotChecked, Plot
-from mezzotint.doctor.layers import Layer, block_of, blocks_of, layers, median
+from mezzotint.doctor.layers import Layer, blocks_of, layers, median
 from mezzotint.errors import InputError
 
 SECONDS = 30.0  # that trying each block may take where nothing speaks for damage
@@ -102,8 +102,9 @@ def _untrained(every: Sequence[Layer], whole: Sequence[Finding]) -> list[Finding
     rest = median(layer.largest for layer in every if layer.judged and layer not in found)
     return [Finding(
         "weights.untrained", "harmful",
-        f"{len(found)} matrices of {tensor_faults.named(blocks)} ({share:.1%} of the numbers) are still the uniform random numbers"
-        f" that layers start as: no entry beyond {widest:.2f} deviations (others {rest:.1f}), in random order.",
+        f"{len(found)} matrices of {tensor_faults.named(blocks)} ({share:.1%} of the numbers) are still the uniform"
+        f" random numbers that layers start as: no entry beyond {widest:.2f} deviations (others {rest:.1f}), in random"
+        " order.",
         "Train these blocks, or take them from the checkpoint that this one was made of.",
         strength=damage.UNIFORM / widest + len(found), also=("weights.damaged",),
     )]  # fmt: skip
@@ -111,7 +112,8 @@ def _untrained(every: Sequence[Layer], whole: Sequence[Finding]) -> list[Finding
 
 def _damaged(case: Case, every: Sequence[Layer], before: Sequence[Finding]) -> list[Finding]:
     """What the numbers say, and with images what the network gains by each block's being left out."""
-    random = damage.scrambled(every) if not any(x.cause == "weights.untrained" for x in before) else []
+    told_already = any(x.cause == "weights.untrained" and x.grade != "note" for x in before)
+    random = [] if told_already else damage.scrambled(every)
     findings: list[Finding] = []
     told = _tried(case, bool(random))
     if random:
@@ -120,8 +122,8 @@ def _damaged(case: Case, every: Sequence[Layer], before: Sequence[Finding]) -> l
         worst = max(random, key=lambda odd: odd.strength)
         findings.append(Finding(
             "weights.damaged", "harmful",
-            f"{len(random)} matrices of {tensor_faults.named(blocks)} do not look like others of their kind: of {worst.layer.place}"
-            f" {worst.why}.{f' {_gains(harm[0])}' if harm else ''}",
+            f"{len(random)} matrices of {tensor_faults.named(blocks)} do not look like others of their kind: of"
+            f" {worst.layer.place} {worst.why}.{f' {_gains(harm[0])}' if harm else ''}",
             "Take these layers from an intact copy, or from the checkpoint that this one was made of.",
             strength=max(1.0, worst.strength), also=("weights.untrained",),
         ))  # fmt: skip
@@ -141,8 +143,8 @@ def _outsized(case: Case, every: Sequence[Layer]) -> list[Finding]:
     odd = sorted(damage.outsized(every), key=lambda each: -each.strength)
     if not odd:
         return []
-    blocks, worst = blocks_of(each.layer.name for each in odd), odd[0]
-    says = f"{len(odd)} tensors of {tensor_faults.named(blocks)} are of another size than their kind: {worst.layer.place} {worst.why}."
+    where, worst = tensor_faults.named(blocks_of(each.layer.name for each in odd)), odd[0]
+    says = f"{len(odd)} tensors of {where} are of another size than their kind: {worst.layer.place}, {worst.why}."
     gain = damage.resized(case, odd)
     grade: Grade = "harmful"
     if gain is not None:
