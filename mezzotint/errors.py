@@ -6,3 +6,7 @@ class InputError(Exception):
 
     The command line prints the message alone and exits with code 2; libraries may catch it like any exception.
     """
+
+
+class NotFinite(InputError):
+    """Weights hold NaN or infinite numbers."""

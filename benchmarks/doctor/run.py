@@ -115,15 +115,16 @@ def work(task: Task) -> dict[str, Any]:
 
 def asked(patient: Any) -> dict[str, Any]:
     """What the doctor says of a patient; a model that cannot be opened is refused with the reason."""
-    from mezzotint.doctor.diagnose import diagnose
-    from mezzotint.errors import InputError
+    from mezzotint.doctor.diagnose import diagnose, refused
+    from mezzotint.errors import InputError, NotFinite
 
     begun, worked = time.perf_counter(), time.process_time()
     try:
-        case = patient.case()
+        found = diagnose(patient.case())
+    except NotFinite as reason:
+        found = refused(patient.path, reason)
     except InputError as reason:
         return {"refused": str(reason), "ranked": [], "seconds": round(time.perf_counter() - begun, 2)}
-    found = diagnose(case)
     ranked = [
         {"cause": each.cause, "grade": each.grade, "strength": round(each.strength, 3), "says": each.says,
          "follows": found.follows.get(each.cause), "also": list(each.also)}

@@ -13,7 +13,7 @@ import tyro
 
 from mezzotint.cli import console
 from mezzotint.cli.options import nearest
-from mezzotint.errors import InputError
+from mezzotint.errors import InputError, NotFinite
 
 if TYPE_CHECKING:
     from rich.progress import Progress
@@ -94,6 +94,7 @@ def run(options: Options) -> int:
     from mezzotint.cli.generate import device_of, weighted
     from mezzotint.doctor import report
     from mezzotint.doctor import subject as subjects
+    from mezzotint.doctor.diagnose import refused
 
     subject = subjects.recognise(
         options.path, data=options.data, base=options.base, cache=options.cache, trace=options.trace,
@@ -106,15 +107,18 @@ def run(options: Options) -> int:
         for remark in subject.remarks:
             print(f"mezzotint: {remark}", file=sys.stderr)
     with console.progress(quiet=options.json) as bars:
-        case = subjects.opened(
-            subject, count=options.images, seed=options.seed, device=str(device_of(options.device)),
-            dtype=getattr(torch, options.dtype), say=teller(bars, names, quiet=options.json),
-            prediction=options.prediction, distilled=console.answer(options.distilled), parts=options.parts,
-        )  # fmt: skip
         at = options.path.resolve()
         out = options.out or OUT / (at.stem if at.is_file() else at.name)
         out.mkdir(parents=True, exist_ok=True)  # a place that cannot be written is refused before the work
-        found = subjects.examined(subject, case, names)
+        try:
+            case = subjects.opened(
+                subject, count=options.images, seed=options.seed, device=str(device_of(options.device)),
+                dtype=getattr(torch, options.dtype), say=teller(bars, names, quiet=options.json),
+                prediction=options.prediction, distilled=console.answer(options.distilled), parts=options.parts,
+            )  # fmt: skip
+            found = subjects.examined(subject, case, names)
+        except NotFinite as reason:
+            found = refused(options.path, reason)
     page = report.write(found, out)
     if options.json:
         console.print_json({**report.to_dict(found), "page": str(page)})

@@ -156,11 +156,14 @@ def _best(act: Callable[[], object], device: str) -> float:
 
 @torch.inference_mode()
 def _ratios(first: Callable[[], object], second: Callable[[], object], device: str) -> list[float]:
-    """Pair by pair, each side the best of a few: single products are short beside what other jobs take."""
-    slow = max((first(), settled(first, device))[1], (second(), settled(second, device))[1])
-    times = min(MOST, max(1, int(SPENT / 2 / max(slow, 1e-6))))
+    """Pair by pair, each side the best of a few; the quicker side runs several times in a row, so that both take about
+    as long: beside other jobs what is shorter is disturbed less, and would seem quicker still."""
+    first(), second()
+    once = [min(settled(act, device) for _ in range(3)) for act in (first, second)]
+    rows = [max(1, min(100, round(max(once) / spent))) for spent in once]
+    times = min(MOST, max(1, int(SPENT / 2 / max(*once, 1e-6))))
 
-    def best(act: Callable[[], object]) -> float:
-        return min(settled(act, device) for _ in range(times))
+    def best(act: Callable[[], object], row: int) -> float:
+        return min(settled(lambda: [act() for _ in range(row)], device) for _ in range(times)) / row
 
-    return [best(first) / best(second) for _ in range(PAIRS)]
+    return [best(first, rows[0]) / best(second, rows[1]) for _ in range(PAIRS)]

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from pathlib import Path
 
 from mezzotint.doctor.case import Case
 from mezzotint.doctor.causes import ranked
-from mezzotint.doctor.finding import Diagnosis, NotChecked, Outcome
+from mezzotint.doctor.finding import Checked, Diagnosis, Finding, NotChecked, Outcome
 from mezzotint.doctor.probes import PROBES, probe
-from mezzotint.errors import InputError
+from mezzotint.errors import InputError, NotFinite
 
 
 def diagnose(case: Case, names: Sequence[str] = PROBES) -> Diagnosis:
@@ -41,3 +42,14 @@ def diagnose(case: Case, names: Sequence[str] = PROBES) -> Diagnosis:
     return Diagnosis(
         str(case.path), facts, findings, follows, tuple(outcomes), time.perf_counter() - began, settings
     )  # fmt: skip
+
+
+def refused(path: Path, reason: NotFinite) -> Diagnosis:
+    """The diagnosis of a model whose weights are not finite: nothing else can be looked at."""
+    finding = Finding(
+        "weights.finite", "broken", str(reason).partition(":")[0],
+        "Use a checkpoint from before this happened, or the original file.", strength=10.0,
+    )  # fmt: skip
+    outcome = Outcome("weights", Checked((finding,)))
+    rest = tuple(Outcome(name, None, "the model cannot be opened") for name in PROBES if name != "weights")
+    return Diagnosis(str(path), {}, (finding,), {}, (outcome, *rest))

@@ -36,7 +36,8 @@ class Seen:
     work: Work  # at the model's own size
     light: Work  # at a size that can be run often; the same where that is quick
     seconds: float  # of a step
-    operators: Operators | None  # None where the network is compiled
+    least: float  # the quickest one
+    operators: Operators | None  # of the quickest run by operator; None where the network is compiled
     flops: dict[str, float]
     largest: tuple[int, int]  # channels and side of the commonest convolution
 
@@ -50,7 +51,9 @@ class Seen:
 
     def share(self, kind: str) -> float:
         """Of the step, by kind of layer."""
-        return 0.0 if self.operators is None else min(1.0, self.operators.seconds[kind] / self.seconds)
+        if self.operators is None:
+            return 0.0
+        return self.operators.seconds[kind] / max(self.operators.total, self.least)
 
     @property
     def place(self) -> str:
@@ -170,7 +173,7 @@ def attention(seen: Seen) -> Tried:
     found: list[Finding] = []
     share, rate = seen.share("attention"), 0.0
     if share > 0:
-        rate = seen.flops.get("attention", 0.0) / (share * seen.seconds)
+        rate = seen.flops.get("attention", 0.0) / ops.seconds["attention"]
         told.append(Measure("rate.attention", rate / 1e9, unit="GFLOP/s"))
     if ops.softmaxes and share > 1 - 1 / GAIN:
         batch, rows, width = max((q for q, _ in ops.softmaxes), key=lambda shape: shape[0] * shape[1] ** 2)

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules import module as registry
 
-from mezzotint.errors import InputError
+from mezzotint.errors import InputError, NotFinite
 from mezzotint.layers.pages import Pages
 
 Network = TypeVar("Network", bound=nn.Module)
@@ -149,7 +149,7 @@ def _refuse_not_finite(what: str, numbers: Tensor, source: Tensor) -> None:
     if _finite(source):
         kind = str(numbers.dtype).removeprefix("torch.")
         raise InputError(f"{what} reaches {source.abs().max():.3g}, too large for {kind}: use float32 or bfloat16")
-    raise InputError(f"{what} holds NaN or infinite numbers: the file is damaged or its training failed. Use another.")
+    raise NotFinite(f"{what} holds NaN or infinite numbers: the file is damaged or its training failed. Use another.")
 
 
 def _finite(numbers: Tensor) -> bool:

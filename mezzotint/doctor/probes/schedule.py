@@ -18,7 +18,7 @@ TERMINAL, LIKELY = 0.02, 3.0  # gain and standard errors: the one alternative th
 
 
 def examine(case: Case) -> Checked:
-    """Which told level denoises best at each true one, which known schedule does, and what much noise says of its end."""
+    """Which told level denoises best, which known schedule does, and what much noise says of the schedule's end."""
     contest, explanation = trials.processes(case), trials.explanation(case)
     ours = contest.mine.reading.process
     same = [found for found in contest.others if trials.kind(ours, found.reading.process) != "objective"]

@@ -164,9 +164,9 @@ def step_of(case: Case, works: Sequence[tuple[Work, float]]) -> tuple[Seen, Time
     step = Timed("step", tuple(spans), "" if whole else f"measured at {size.width}x{size.height}")
     maps = Counter(runs[0].convolved if runs else ())
     largest = max(maps, key=lambda each: maps[each] * (each[0] * each[1]) ** 2, default=CONVOLUTION)
-    middle = sorted(runs, key=lambda run: run.total)[len(runs) // 2] if runs else None
+    best = min(runs, key=lambda run: run.total, default=None)
     light = quick[-1] if quick else works[0][0]
-    seen = Seen(case, work, light, step.value, middle, counted, (max(8, largest[0]), max(4, largest[1])))
+    seen = Seen(case, work, light, step.value, min(spans), best, counted, (max(8, largest[0]), max(4, largest[1])))
     return seen, step, by_kind(runs, step.value, device), faults
 
 
