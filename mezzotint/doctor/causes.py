@@ -108,7 +108,9 @@ CAUSES: dict[str, Cause] = {
     "speed.memory": Cause("the machine runs out of memory"),
     "speed.regressed": Cause("slower than the run it is compared with"),
     # files
-    "files.parts": Cause("parts that do not belong together"),
+    "files.parts": Cause(
+        "parts that do not belong together", ("objective", "schedule.*", "latent.*", "weights.*", *DENOISING)
+    ),
 }
 
 

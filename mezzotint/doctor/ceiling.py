@@ -158,7 +158,8 @@ def _best(act: Callable[[], object], device: str) -> float:
 def _ratios(first: Callable[[], object], second: Callable[[], object], device: str) -> list[float]:
     """Pair by pair, each side the best of a few; the quicker side runs several times in a row, so that both take about
     as long: beside other jobs what is shorter is disturbed less, and would seem quicker still."""
-    first(), second()
+    first()
+    second()
     once = [min(settled(act, device) for _ in range(3)) for act in (first, second)]
     rows = [max(1, min(100, round(max(once) / spent))) for spent in once]
     times = min(MOST, max(1, int(SPENT / 2 / max(*once, 1e-6))))

@@ -15,10 +15,9 @@ from mezzotint import files
 from mezzotint.codec import Codec
 from mezzotint.data import cache, folder, metadata, table
 from mezzotint.data.folder import ImageFolder
-from mezzotint.doctor import pictures
+from mezzotint.doctor import pictures, runs
 from mezzotint.doctor.case import Case
 from mezzotint.doctor.finding import Checked, Finding, Grade, Measure, NotChecked, Plot
-from mezzotint.doctor.probes import trace
 from mezzotint.families.model import working
 
 COUNT = 24  # rows of a file that are computed anew
@@ -101,7 +100,7 @@ def _files(path: Path) -> list[Path]:
 
 def _sources(case: Case) -> list[Path]:
     """Training folders that the cache may have been made of."""
-    run = trace.read(case.trace) if case.trace is not None and case.trace.is_dir() else None
+    run = runs.read(case.trace) if case.trace is not None and case.trace.is_dir() else None
     told = (run.recipe.get("data") or {}) if run else {}
     places = [case.folder, *(run.place(told.get(key)) for key in ("folder", "validation") if run)]
     known = {place.resolve(): place for place in places if place is not None}

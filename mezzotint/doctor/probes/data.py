@@ -15,9 +15,9 @@ from mezzotint import images
 from mezzotint.data import findings, metadata
 from mezzotint.data.audit import audit
 from mezzotint.data.findings import Audit
+from mezzotint.doctor import runs
 from mezzotint.doctor.case import Case
 from mezzotint.doctor.finding import Checked, Exhibit, Finding, Grade, Measure, NotChecked, Plot
-from mezzotint.doctor.probes import trace
 
 # Shares of the images from which a finding costs quality. Where one photograph is seen twice in twenty it is drawn
 # more often than the rest (Somepalli et al. 2023, section 6). Nearly equal pictures are common where products are
@@ -75,7 +75,7 @@ def examine(case: Case) -> Checked:
 
 def _folders(case: Case) -> Folders:
     """What the run was trained on, where a run is given, else the user's folder: it may be a part of the former."""
-    run = trace.read(case.trace) if case.trace is not None and case.trace.is_dir() else None
+    run = runs.read(case.trace) if case.trace is not None and case.trace.is_dir() else None
     told = run.recipe.get("data", {}) if run else {}
     train = run.place(told.get("folder")) if run else None
     held = run.place(told.get("validation")) if run else None

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from mezzotint.doctor import trials
 from mezzotint.doctor.case import Case
-from mezzotint.doctor.finding import Checked, Finding, Measure
+from mezzotint.doctor.finding import Checked, Finding, Measure, NotChecked
+from mezzotint.errors import InputError
 
 # The beginning of the fact that differs -> the cause that it names.
 NAMED = {
@@ -15,10 +17,15 @@ NAMED = {
 
 
 def examine(case: Case) -> Checked:
-    """A finding for each kind of fact that differs between two of the model's files."""
+    """A finding for each kind of fact that differs between two of the model's files.
+
+    A contract that speaks of other weights and is wrong about how these are read belongs to another model.
+    """
     kinds: dict[str, list[str]] = {}
     for entry in case.mismatches:
         kinds.setdefault(NAMED.get(entry.partition(" ")[0].partition(".")[0], "files.parts"), []).append(entry)
+    if "weights.changed" in kinds and "files.parts" not in kinds and _misread(case):
+        kinds["files.parts"] = kinds.pop("weights.changed")
     findings = [
         Finding(
             cause, "note" if cause == "speed.dtype" else "broken",
@@ -30,3 +37,11 @@ def examine(case: Case) -> Checked:
     ]  # fmt: skip
     count = Measure("facts that differ between files", len(case.mismatches), bound="none")
     return Checked(tuple(findings), (count,))
+
+
+def _misread(case: Case) -> bool:
+    """Whether the network says that it is read otherwise than it was trained."""
+    try:
+        return trials.explanation(case) is not None
+    except (NotChecked, InputError):
+        return False

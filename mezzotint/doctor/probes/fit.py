@@ -14,7 +14,7 @@ from torch.nn import functional as F
 from mezzotint import images
 from mezzotint.conditioning import Conditioning
 from mezzotint.data.folder import NO_LABEL
-from mezzotint.doctor import pictures, readings
+from mezzotint.doctor import pictures, readings, runs
 from mezzotint.doctor.case import BATCH, Case, Drawn
 from mezzotint.doctor.finding import Checked, Exhibit, Finding, Measure, Plot
 from mezzotint.doctor.pictures import Pictures
@@ -55,7 +55,7 @@ class Part:
 
 def examine(case: Case) -> Checked:
     """How well the model denoises the user's images, which of them it draws, how different, and what its base knew."""
-    run = trace.read(case.trace) if case.trace is not None and case.trace.is_dir() else None
+    run = runs.read(case.trace) if case.trace is not None and case.trace.is_dir() else None
     own = readings.score(case, readings.claimed(case))
     parts = [learned(case, own, run)]
     try:
@@ -96,7 +96,7 @@ def _measure(name: str, value: Mean, bound: str = "") -> Measure:
 # Learned at all.
 
 
-def learned(case: Case, own: Score, run: trace.Run | None) -> Part:
+def learned(case: Case, own: Score, run: runs.Run | None) -> Part:
     """Against a linear filter that knows the spectrum of the other images and nothing else, paired over images."""
     schedule, clean = own.reading.process.schedule, case.usable
     levels = [readings.level_at(schedule, ratio) for ratio in RATIOS]
@@ -162,7 +162,7 @@ def nearest(drawn: Tensor, every: Tensor) -> Nearest:
     return Nearest(distance / among[index].clamp(min=1e-6), index)
 
 
-def by_heart(case: Case, own: Score, drawn: Drawn, run: trace.Run | None) -> Part:
+def by_heart(case: Case, own: Score, drawn: Drawn, run: runs.Run | None) -> Part:
     """Whether what it draws are the user's images, and whether it denoises them better than others of their kind."""
     every, noisy = _whole(case).pixels, mean(own.log_error[:, NOISY])
     its = case.steering.map(lambda tensor: tensor[drawn.rows])
@@ -213,7 +213,7 @@ def _whole(case: Case) -> Pictures:
     return pictures.read(folder, (across, down), case.bare.codec.pixel_channels, MOST)
 
 
-def _held(case: Case, run: trace.Run | None) -> Score | None:
+def _held(case: Case, run: runs.Run | None) -> Score | None:
     """On the images that the run kept for validation."""
     place: Path | None = run.place((run.recipe.get("data") or {}).get("validation")) if run else None
     if place is None:

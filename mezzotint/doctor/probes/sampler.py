@@ -23,6 +23,7 @@ PICTURES = 6
 REFERENCE, CONVERGED = "dpmpp_2m", 60  # sampler and steps that stand for the end of the path
 FAR = 0.45  # relative error against it from which pictures differ to the eye
 ROUGH = 0.35  # difference of log10 power spectra between drawn and converged pictures
+TWICE, SAME = 2, 0.15  # times the converged steps from which steps are wasted, where the pictures are the same
 LADDER = (4, 6, 8, 12, 20, 30, 50)
 SHIFTS = (1.0, 2.0, 3.0, 6.0)
 SEEN = (
@@ -67,11 +68,25 @@ def examine(case: Case) -> Checked:
         )  # fmt: skip
     bad = rough > ROUGH if random else error.value > FAR
     plots: list[Plot] = []
+    if not random and facts.steps >= TWICE * converged(model) and error.high < SAME:
+        findings.append(_wasted(case, error, measures))
     if bad:
         finding, plot = _remedy(case, ends, error, rough, random, measures)
         findings.append(finding)
         plots.append(plot)
     return Checked(tuple(findings), tuple(measures), tuple(plots))
+
+
+def _wasted(case: Case, error: Mean, measures: list[Measure]) -> Finding:
+    facts, enough = case.model.contract.sampling, converged(case.model)
+    return Finding(
+        "speed.steps", "harmful",
+        f"{facts.sampler} in {facts.steps} steps comes to the same pictures as {REFERENCE} in {enough} (difference"
+        f" {error.value:.2f} of their deviation): {facts.steps / enough:.1f} times the time for nothing",
+        f"Use {REFERENCE} in {enough} steps, or fewer.",
+        f"mezzotint generate PROMPT --model {case.path} --sampler {REFERENCE} --steps {enough}",
+        strength=facts.steps / enough, measures=tuple(measures),
+    )  # fmt: skip
 
 
 def converged(model: Model) -> int:
