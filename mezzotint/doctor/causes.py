@@ -18,6 +18,8 @@ class Cause:
 
 DENOISING = ("latent.*", "text.*", "guidance.*", "fit.*", "sampler.*", "weights.damaged")
 
+MISHEARD = ("guidance.*", "fit.*", "weights.damaged")
+
 CAUSES: dict[str, Cause] = {
     # what the files claim of the process
     "objective": Cause("the network answers with another objective than its files say", ("schedule.*", *DENOISING)),
@@ -42,13 +44,13 @@ CAUSES: dict[str, Cause] = {
     "latent.detail": Cause("the codec loses fine detail"),
     "latent.cache": Cause("the latent cache is not what the codec makes of the images", ("fit.*",)),
     # what a prompt is
-    "text.encoder": Cause("prompts are encoded otherwise than in training", ("text.*", "guidance.*", "fit.*")),
-    "text.layer": Cause("prompts are read at another layer than in training", ("text.encoder", "guidance.*")),
-    "text.padding": Cause("short prompts are filled otherwise than in training", ("text.encoder", "guidance.*")),
+    "text.encoder": Cause("prompts are encoded otherwise than in training", ("text.*", *MISHEARD)),
+    "text.layer": Cause("prompts are read at another layer than in training", ("text.encoder", *MISHEARD)),
+    "text.padding": Cause("short prompts are filled otherwise than in training", ("text.encoder", *MISHEARD)),
     "text.truncated": Cause("prompts are longer than the encoder reads"),
-    "text.ignored": Cause("the network does not listen to its conditioning", ("guidance.*", "fit.collapsed")),
-    "text.captions": Cause("captions do not say what is in their images", ("guidance.*",)),
-    "text.labels": Cause("class labels mean other classes than in training", ("guidance.*", "text.*")),
+    "text.ignored": Cause("the network does not listen to its conditioning", MISHEARD),
+    "text.captions": Cause("captions do not say what is in their images", MISHEARD),
+    "text.labels": Cause("class labels mean other classes than in training", ("text.*", *MISHEARD)),
     "text.cache": Cause("cached text states are not what the encoder makes of the captions"),
     # guidance
     "guidance.strong": Cause("guidance is so strong that pictures saturate", ("fit.*",)),
@@ -66,8 +68,12 @@ CAUSES: dict[str, Cause] = {
     "adapter.finite": Cause("the adapter holds numbers that are not finite", ("*",)),
     # weights
     "weights.finite": Cause("weights hold numbers that are not finite", ("*",)),
-    "weights.untrained": Cause("a part of the network was never trained", (*DENOISING, "objective", "schedule.*")),
-    "weights.zero": Cause("layers are still at their initial zero", ("fit.*", "text.ignored", "guidance.*")),
+    "weights.untrained": Cause(
+        "a part of the network was never trained", (*DENOISING, "weights.tied", "objective", "schedule.*")
+    ),
+    "weights.zero": Cause(
+        "layers are still at their initial zero", ("fit.*", "text.ignored", "guidance.*", "weights.damaged")
+    ),
     "weights.damaged": Cause(
         "some layers' weights do not look like trained ones", (*DENOISING, "objective", "schedule.*")
     ),

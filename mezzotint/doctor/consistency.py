@@ -50,6 +50,27 @@ def calibration(case: Case) -> Calibration:
     return case.once("calibration", run)
 
 
+def optimum(case: Case) -> Mean:
+    """The slope of the training target on the raw output at the middle ratios: 1 wherever training came to rest.
+
+    Whatever a network can and cannot do, it is at a minimum of its squared error only where no multiple of its output
+    fits better: <target, raw> / <raw, raw> = 1. Weights that were moved afterwards answer too much: below 1.
+    """
+
+    def run() -> Mean:
+        claim = trials.own(case).reading
+        n = len(claim.latents)
+        above, below = torch.zeros(n), torch.zeros(n)
+        for level, _, raw in trials.answers(case)[2:5]:
+            target = prediction.target(claim.process.prediction, claim.latents, case.noise[:n], level)
+            size = (raw**2).mean()  # each level counts alike
+            above += (target * raw).flatten(1).mean(1) / size
+            below += (raw**2).flatten(1).mean(1) / size
+        return ratio(above, below)
+
+    return case.once("optimum", run)
+
+
 def ratio(above: Tensor, below: Tensor) -> Mean:
     """sum / sum with the standard error of a ratio of means (delta method)."""
     value = float(above.sum() / below.sum().clamp(min=1e-12))

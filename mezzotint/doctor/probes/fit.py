@@ -14,7 +14,7 @@ from torch.nn import functional as F
 from mezzotint import images
 from mezzotint.conditioning import Conditioning
 from mezzotint.data.folder import NO_LABEL
-from mezzotint.doctor import pictures, readings, runs
+from mezzotint.doctor import consistency, pictures, readings, runs, trials
 from mezzotint.doctor.case import BATCH, Case, Drawn
 from mezzotint.doctor.finding import Checked, Exhibit, Finding, Measure, Plot
 from mezzotint.doctor.pictures import Pictures
@@ -31,6 +31,8 @@ MIDDLE = slice(2, 5)  # of RATIOS: sigma / alpha from 0.4 to 2.5, where a networ
 NOISY = 5  # of RATIOS: sigma / alpha = 6.7, where of an image that is not known by heart hardly anything is left
 # Bounds, with what healthy models show (the starter on its cells; of the nursery dit-clean and sd1-epsilon).
 LEARNED = -0.1  # log error against the linear filter; healthy -0.5 to -0.7, an untrained network far above 0
+REST = 0.97  # slope of the target on the output; healthy 0.99 to 1.04, with noise on weights 0.90 to 0.97
+HEARD = 0.5  # of what a caption changes must be right
 COPY, COPIES = 0.5, 0.25  # healthy: none, median ratio 1.7 to 2.4; on a folder of six images 1 of 16, and 0.8
 SUSPICIOUS = -1.5  # log error at the noisiest level from which pictures are looked at without guidance; healthy -1.1
 DIVERSE = 0.35  # of the variance of the data; healthy 0.7 to 2.3
@@ -56,7 +58,7 @@ class Part:
 def examine(case: Case) -> Checked:
     """How well the model denoises the user's images, which of them it draws, how different, and what its base knew."""
     run = runs.read(case.trace) if case.trace is not None and case.trace.is_dir() else None
-    own = readings.score(case, readings.claimed(case))
+    own = trials.own(case)
     parts = [learned(case, own, run)]
     try:
         drawn = case.drawn
@@ -106,7 +108,24 @@ def learned(case: Case, own: Score, run: runs.Run | None) -> Part:
     measure = _measure("log error at middle levels against a linear filter", known, f"below {LEARNED:g}")
     curves = {"the images": _curve(own), "a linear filter": list(zip(RATIOS, linear.mean(0).tolist(), strict=True))}
     finding = None
-    if known.low > LEARNED:
+    rest = consistency.optimum(case)
+    measures = (
+        measure,
+        _measure("slope of the training target on the output, at middle levels", rest, f"at least {REST:g}"),
+    )
+    if rest.value < REST and rest.high < REST + 0.015 and not case.lora and heard(case):
+        finding = Finding(
+            "weights.damaged", "harmful",
+            f"the network answers too much: {rest.value:.3f} of its output ({rest.low:.3f} to {rest.high:.3f}) would"
+            " fit these"
+            " images better, where training comes to rest at 1; its log error against a linear filter is"
+            f" {known.value:+.2f}",
+            "Use the weights as training left them: a merge, a conversion or rounding moved them, or these are other"
+            " images"
+            " than the model was trained on.",
+            strength=1 + (REST - rest.value) / 0.03, measures=measures, also=("fit.over", "weights.precision"),
+        )  # fmt: skip
+    elif known.low > LEARNED:
         fall = trace.falling(run) if run else None
         says = "at middle noise the network has hardly learned more than the spectrum of the images: its log error is"
         says += f" {known.value:+.2f} ({known.low:+.2f} to {known.high:+.2f}) against a linear filter that knows it"
@@ -114,7 +133,15 @@ def learned(case: Case, own: Score, run: runs.Run | None) -> Part:
         command = run.again(f"steps={4 * int(run.recipe['steps'])}") if run and "steps" in run.recipe else ""
         finding = Finding("fit.under", "harmful", says, "Train longer, until the validation loss no longer falls.",
                           command, 1 + (known.low - LEARNED))  # fmt: skip
-    return Part(finding, (measure,), curves)
+    return Part(finding, measures, curves)
+
+
+def heard(case: Case) -> bool:
+    """Whether nothing else is known to be wrong that would make a sound network answer too much."""
+    if trials.explanation(case) is not None:
+        return False
+    steered = case.model.text is not None or case.model.contract.classes is not None
+    return not steered or consistency.weight(case).high >= HEARD
 
 
 def linear_error(clean: Tensor, noise: Tensor, level: Level[float]) -> Tensor:

@@ -17,6 +17,7 @@ HALF = 65504.0  # the largest float16
 RESCALED = math.log(1.3)  # a scale that is nearer to the best one than this is left alone: data sets differ that much
 MOVED = 0.1  # of a deviation: the same for shifts
 APART = 0.8  # log error on the user's images above that on the model's own from which another codec is suspected
+ALIKE = 0.3  # variance between its own pictures, of that between the user's, below which it denoises itself too easily
 POOR = -0.15  # log error on the user's images above which it is suspected
 
 
@@ -92,7 +93,8 @@ def units(case: Case, measures: list[Measure]) -> list[Finding]:
     given = min(mine.at(readings.MIDDLE).mean.value, free.mean.value)
     apart = given - itself.at(readings.MIDDLE).mean.value
     measures.append(Measure("log error on the user's images above that on its own", apart, bound=f"at most {APART:g}"))
-    if apart > APART and given > POOR:
+    alike = float(case.drawn.latents.var(0).mean() / case.usable.var(0).mean().clamp(min=1e-9))
+    if apart > APART and given > POOR and alike > ALIKE:
         return [
             Finding(
                 "latent.codec", "broken",
