@@ -87,7 +87,9 @@ CAUSES: dict[str, Cause] = {
     "data.leak": Cause("validation images are copies of training images", ("fit.memorised",)),
     "data.captions": Cause("captions are missing, equal or cut"),
     "data.balance": Cause("classes of the data set are far from balanced"),
-    "fit.memorised": Cause("the model draws its training images again", ("fit.collapsed", "fit.over")),
+    "fit.memorised": Cause(
+        "the model draws its training images again", ("fit.collapsed", "fit.over", "fit.forgotten", "guidance.*")
+    ),
     "fit.collapsed": Cause("pictures are all alike"),
     "fit.forgotten": Cause("the model lost what its base knew", ("fit.collapsed",)),
     "fit.under": Cause("training was too short", ("sampler.*", "text.ignored", "guidance.*", "fit.collapsed")),

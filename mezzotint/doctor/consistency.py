@@ -20,11 +20,17 @@ class Calibration:
     noisy: Mean  # at the noisiest ratio
     quiet: Mean  # at little noise
     sharpness: float  # deviation of what the network sees at the noisiest ratio, of that of the images
+    rest: Mean  # see `optimum`
 
     @property
     def distilled(self) -> bool:
-        """Sharp and overconfident where nothing can be known, and right where everything can."""
-        return self.noisy.high < 0.6 and self.sharpness > 0.6 and self.quiet.low > 0.75
+        """Sharp and overconfident where nothing can be known, and right where everything can.
+
+        Healthy denoisers: noisy 0.90 to 1.03, rest 0.99 to 1.05; consistency models answer too little in between.
+        """
+        sharp = self.noisy.high < 0.6 and self.sharpness > 0.6
+        elsewhere = self.noisy.high < 0.88 and self.rest.low > 1.06
+        return (sharp or elsewhere) and self.quiet.low > 0.75
 
 
 def calibration(case: Case) -> Calibration:
@@ -45,9 +51,15 @@ def calibration(case: Case) -> Calibration:
             truth = claim.latents - centre
             slopes.append(ratio((said * truth).flatten(1).sum(1), (said * said).flatten(1).sum(1)))
             sharpness = float(said.std() / truth.std().clamp(min=1e-9))
-        return Calibration(slopes[1], slopes[0], sharpness)
+        return Calibration(slopes[1], slopes[0], sharpness, optimum(case))
 
     return case.once("calibration", run)
+
+
+def guided(case: Case) -> bool:
+    """Whether guidance is built in: what a caption changes is right in part, and too large by the scale of it."""
+    fit = weight(case)
+    return fit.low > 0.08 and fit.high < 0.65
 
 
 def optimum(case: Case) -> Mean:

@@ -15,7 +15,7 @@ BINS = 20  # parts of a run that the loss is averaged over, against the luck of 
 WORSE = 1.5  # of the training loss at the end to its best part
 RISEN = 0.05  # of the validation loss over its minimum
 FALLING = 0.15  # of the validation loss over the last quarter of a run
-LARGE, SMALL = 0.05, 3e-6  # relative change of the weights in a step at the highest rate
+LARGE, SMALL = 0.05, 1e-5  # relative change of the weights in a step at the highest rate
 SPIKE = 20.0  # of the gradient's norm over its median
 
 

@@ -6,7 +6,7 @@ import math
 import time
 from collections.abc import Sequence
 
-from mezzotint.doctor import averages, damage, readings, tensor_faults
+from mezzotint.doctor import averages, consistency, damage, readings, tensor_faults
 from mezzotint.doctor.case import Case
 from mezzotint.doctor.damage import Trial
 from mezzotint.doctor.finding import Checked, Finding, Grade, Measure, NotChecked, Plot
@@ -15,6 +15,7 @@ from mezzotint.errors import InputError
 
 SECONDS = 30.0  # that trying each block may take where nothing speaks for damage
 HELPS = 0.1  # what leaving a block out gains, in log error: at most 0.001 in networks that are well
+SIZED = 0.2  # from 1 the slope of the target on the output, within which a network was trained at all
 BAD = -0.1  # score from which on a network denoises no better than a filter that knows means and variances
 
 
@@ -25,9 +26,10 @@ def examine(case: Case) -> Checked:
     if broken:
         return Checked((broken,), _measures(every))
     findings = [*tensor_faults.zero(every), *tensor_faults.precision(every), *tensor_faults.tied(every)]
-    whole = _never_trained(every)
+    whole = _never_trained(case, every)
     findings += whole
-    if not any(found.grade == "broken" for found in findings):
+    blank = any(layer.part == "backbone" and layer.network in _orderless(every) for layer in every)
+    if not blank and not any(found.grade == "broken" for found in findings):
         findings += _untrained(every, whole)
         findings += _damaged(case, every, findings)
     average = averages.examine(case)
@@ -67,16 +69,26 @@ def _plots(every: Sequence[Layer]) -> tuple[Plot, ...]:
     )
 
 
-def _never_trained(every: Sequence[Layer]) -> list[Finding]:
-    """Networks none of whose matrices has any order."""
-    found: list[Finding] = []
+def _orderless(every: Sequence[Layer]) -> list[str]:
+    """The networks but one in twenty of whose matrices stand in random order: that one may be a table of positions."""
+    found: list[str] = []
     for network in dict.fromkeys(layer.network for layer in every):
         judged = [layer for layer in every if layer.network == network and layer.judged]
         ordered = [layer for layer in judged if layer.order >= damage.CHANCE]
-        # one in twenty may be a table with an order of its own, such as positions
-        if len(judged) < damage.FEW or len(ordered) > 0.05 * len(judged):
-            continue
+        if len(judged) >= damage.FEW and len(ordered) <= 0.05 * len(judged):
+            found.append(network)
+    return found
+
+
+def _never_trained(case: Case, every: Sequence[Layer]) -> list[Finding]:
+    """Networks none of whose matrices has any order."""
+    found: list[Finding] = []
+    for network in _orderless(every):
+        judged = [layer for layer in every if layer.network == network and layer.judged]
+        ordered = [layer for layer in judged if layer.order >= damage.CHANCE]
         text = judged[0].part == "text"
+        if judged[0].part == "backbone" and _learned(case):  # a little: the probe of the fit says how much
+            continue
         says = f"The entries of {len(judged) - len(ordered)} of {len(judged)} matrices of the {network} stand in random"
         after = "prompts are told apart by chance alone" if text else "nothing was learned by it"
         found.append(Finding(
@@ -90,10 +102,18 @@ def _never_trained(every: Sequence[Layer]) -> list[Finding]:
     return found
 
 
+def _learned(case: Case) -> bool:
+    """Whether the backbone's answers are of the right size, as only training makes them, however short it was."""
+    try:
+        return abs(consistency.optimum(case).value - 1) < SIZED
+    except (NotChecked, InputError):
+        return False
+
+
 def _untrained(every: Sequence[Layer], whole: Sequence[Finding]) -> list[Finding]:
     """Blocks with matrices that are still the numbers of their start, in networks that are otherwise trained."""
     found = [layer for layer in every if damage.fresh(layer) and not any(layer.network in x.says for x in whole)]
-    if not found:
+    if len(found) < 2:  # a layer whose output nothing reads stays fresh: the last queries of text in joint attention
         return []
     blocks = blocks_of(layer.place for layer in found)
     numbers = sum(layer.tensor.numel() for layer in found)
