@@ -165,7 +165,12 @@ def codec_refitted(sealed: bool) -> Callable[[Patient, Random], Patient]:
 
 
 def overflow(patient: Patient, rng: Random) -> Patient:
-    """Convolutions before a group norm grow, which takes the size out again: in float32 nothing changes."""
+    """Convolutions before a group norm grow, which takes the size out again: in float32 nothing changes.
+
+    The codec's settings do not ask for float32, as those of SDXL's first release did.
+    """
+    config = patient.path / "vae" / "config.json"
+    config.write_text(json.dumps({**json.loads(config.read_text()), "force_upcast": False}))
     with autoencoder(patient) as found:
         before = [n.removesuffix(".conv1.weight") for n in found if n.endswith("conv1.weight") and "resnets" in n]
         for place in rng.sample(before, rng.choice((1, 2, 3))):

@@ -10,11 +10,13 @@ from torch import Tensor
 
 from mezzotint import images
 from mezzotint.doctor.case import BATCH, Case
-from mezzotint.doctor.finding import Checked, Exhibit, Finding, Measure, Plot, measured
+from mezzotint.doctor.finding import Checked, Exhibit, Finding, Measure, NotChecked, Plot, measured
 from mezzotint.doctor.statistics import mean
 from mezzotint.families.model import working
 
 FAITHFUL = 0.8  # share of an image's variance that comes back, at least
+FLAT = 1e-3  # variance of a picture of one colour
+SHARP = 0.85  # the same within the coarse frequencies, above which what is missing is detail and not the picture
 COARSE = 0.5  # the same within the coarse frequencies, below which even shapes are gone
 EDGES = (0.0, 1 / 32, 1 / 16, 1 / 8, 1 / 4, 1 / 2)  # cycles a pixel
 LINE = 0.5  # share of a two-pixel line's contrast below which thin defects are lost
@@ -30,7 +32,11 @@ def examine(case: Case) -> Checked:
                      "Use float32 for the codec, or its own file again.", strength=10),)
         )  # fmt: skip
     error = ((back - pixels) ** 2).flatten(1).mean(1)
-    kept = mean(1 - error / pixels.flatten(1).var(1).clamp(min=1e-6))
+    variance = pixels.flatten(1).var(1)
+    seen = variance > FLAT  # of a picture of one colour there is nothing to keep
+    if not bool(seen.any()):
+        raise NotChecked("needs images that are not of one colour")
+    kept = mean(1 - error[seen] / variance[seen])
     noise = mean(10 * (4 / error.clamp(min=1e-10)).log10())
     bands = by_frequency(pixels, back)
     contrast = {width: line(case, pixels, width) for width in (1, 2, 3)}
@@ -46,7 +52,8 @@ def examine(case: Case) -> Checked:
     )  # fmt: skip
     findings: list[Finding] = []
     coarse = [v for a, b, v in bands if b <= 1 / 16]
-    if kept.value < FAITHFUL:
+    shapes = min(coarse, default=0.0)
+    if kept.value < FAITHFUL and not (shapes > SHARP and _blurred(bands)):
         findings.append(
             Finding(
                 "latent.reconstruction", "broken",
@@ -56,7 +63,7 @@ def examine(case: Case) -> Checked:
                 strength=(1 - kept.value) / (1 - FAITHFUL), measures=measures[:2],
             )
         )  # fmt: skip
-    elif min(coarse, default=1.0) > COARSE and _blurred(bands):
+    elif shapes > COARSE and _blurred(bands):
         fine = [v for a, b, v in bands if 1 / 16 <= a < 1 / 4]
         findings.append(
             Finding(

@@ -18,6 +18,7 @@ BAD = -0.1  # score from which on a network denoises no better than a filter tha
 FACTOR = 3.0  # that the best weight may be from the one asked for
 STRONG = 3.0  # weight times alpha / rank: trainers' defaults are 1 / 32 to 2
 GAIN = 0.02  # log error that another weight must gain, or an adapter must lose, before it counts
+OPPOSED = -0.5  # mean cosine of two adapters' updates below which they undo each other
 MARGIN = 0.05  # log error by which a blend may be worse than the better of its adapters alone
 
 
@@ -177,6 +178,16 @@ def _blend(case: Case, every: Sequence[tuple[Opened, Adapter]]) -> Checked:
                 measures.append(Measure(f"{pair}: cosine of their updates", mean, min(shared), max(shared)))
                 bars = {pair: [(float(at), value) for at, value in enumerate(shared)]}
                 plots.append(Plot(f"Whether {pair} pull the same way", "module", "cosine", bars, "bars"))
+    against = min(
+        (m for m in measures if m.name.endswith("cosine of their updates")), key=lambda m: m.value, default=None
+    )
+    if against is not None and against.value < OPPOSED:
+        finding = Finding(
+            "adapter.blend", "harmful",
+            f"{against.name.partition(':')[0]} undo each other: the cosine of their updates is {against.value:.2f}",
+            "Use one of them alone.", strength=against.value / OPPOSED, measures=(against,),
+        )  # fmt: skip
+        return Checked((finding,), tuple(measures), tuple(plots))
     if len(every) < 2:
         return Checked((), tuple(measures), tuple(plots))
     found = strengths.blend(case, [(adapter, each.weight) for each, adapter in every])

@@ -223,7 +223,7 @@ def by_heart(case: Case, own: Score, drawn: Drawn, run: runs.Run | None) -> Part
     finding = None
     if share >= COPIES:
         do = "Train anew for fewer steps, on more images, with mirroring where it is allowed."
-        finding = Finding("fit.memorised", "harmful", says, do, strength=share / COPIES)
+        finding = Finding("fit.memorised", "broken" if share > 0.5 else "harmful", says, do, strength=share / COPIES)
     return Part(finding, tuple(measures), curves, exhibit)
 
 

@@ -14,7 +14,7 @@ from mezzotint.doctor.trials import told
 from mezzotint.process import Prediction, Process, RectifiedFlow
 
 NOISY = tuple(math.exp(half) for half in (0.9, 1.4, 1.9, 2.3, 2.55))  # noise against signal
-TERMINAL, LIKELY = 0.02, 3.0  # gain and standard errors: the one alternative that is looked at there
+TERMINAL, LIKELY = 0.02, 2.2  # gain and standard errors: the one alternative that is looked at there
 
 
 def examine(case: Case) -> Checked:

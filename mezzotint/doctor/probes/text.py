@@ -51,11 +51,11 @@ def examine(case: Case) -> Checked:
     ]
     fit = consistency.weight(case)
     measures.append(measured("share of what the caption changes that is right", fit, f"about 1, above {RIGHT:g}"))
-    findings = _lengths(case, measures)
+    findings = _lengths(case, change, measures)
     best: Score | None = None
     if model.text is not None and change > DEAF:
         best = _readings(case, middle, measures, findings)
-    if change <= DEAF:
+    if change <= DEAF and not findings:
         what = "captions" if model.text is not None else "labels"
         findings.append(
             Finding(
@@ -66,7 +66,9 @@ def examine(case: Case) -> Checked:
                 strength=10.0, measures=tuple(measures[:1]),
             )
         )  # fmt: skip
-    elif best is None and fit.high < RIGHT and not distilled(case) and trials.explanation(case) is None:
+    elif (
+        change > DEAF and best is None and fit.high < RIGHT and not distilled(case) and trials.explanation(case) is None
+    ):
         findings.append(_misheard(case, words, middle, none, fit, measures))
     plot = curves([middle, other, none], "error of the clean image by caption")
     return Checked(tuple(findings), tuple(measures), (plot,))
@@ -101,7 +103,7 @@ def _rows(case: Case, rows: Tensor):
     return case.steering.map(lambda tensor: tensor[rows])
 
 
-def _lengths(case: Case, measures: list[Measure]) -> list[Finding]:
+def _lengths(case: Case, change: float, measures: list[Measure]) -> list[Finding]:
     text = case.model.text
     if text is None:
         return []
@@ -113,7 +115,7 @@ def _lengths(case: Case, measures: list[Measure]) -> list[Finding]:
         return []
     return [
         Finding(
-            "text.truncated", "harmful",
+            "text.truncated", "broken" if change <= DEAF else "harmful",
             f"{100 * cut:.0f} % of the captions have more than the {room} tokens that the encoder reads (up to"
             f" {max(lengths)}):"
             " the network never sees their ends",
