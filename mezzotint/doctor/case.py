@@ -21,7 +21,7 @@ from mezzotint.errors import InputError
 from mezzotint.families import Model, load
 from mezzotint.families.adapt import adapted
 from mezzotint.families.model import working
-from mezzotint.families.steering import picture
+from mezzotint.families.steering import steering
 from mezzotint.generate import generate_batch
 from mezzotint.request import Request
 
@@ -111,31 +111,17 @@ class Case:
 
     def steered(self, model: Model, captions: Sequence[str], labels: Tensor) -> Conditioning:
         """The conditioning of a row for each caption and label, as `generate` makes it for the model's own size."""
-        contract, count = model.contract, len(captions)
-        found = Conditioning()
-        if model.text is not None:
-            distinct = list(dict.fromkeys(captions))
-            with working(model, "text"), torch.inference_mode():
-                rows = torch.tensor([distinct.index(caption) for caption in captions])
-                empty = torch.tensor([caption == "" for caption in captions])
-                found = model.text.encode(distinct).map(lambda tensor: tensor.cpu()[rows])
-                if model.text.stands_for_nothing == "zeros":
-                    found = found.map(
-                        lambda tensor: tensor * (~empty).to(tensor.dtype).view(-1, *(1,) * (tensor.ndim - 1))
-                    )
-        if contract.classes is not None:
-            null = contract.classes.null
-            labels = torch.where(labels < len(contract.classes.names), labels, NO_LABEL)  # the data's probe says so
-            if null is None and bool((labels == NO_LABEL).any()):
-                raise NotChecked("needs labels: this model has no class for images without one")
-            found = replace(found, label=torch.where(labels == NO_LABEL, null if null is not None else 0, labels))
-        if contract.picture:
-            told = picture(contract.picture, Request(), contract.size, False)
-            found = replace(found, time_ids=torch.tensor([told] * count))
-        if contract.guidance.embedded:
-            found = replace(found, guidance=torch.full((count,), contract.guidance.scale))
+        contract = model.contract
+        known = range(len(contract.classes.names)) if contract.classes else ()  # the data's probe names the others
+        wishes = [
+            Request(prompt=caption if model.text else "", label=label if label in known else None)
+            for caption, label in zip(captions, labels.tolist(), strict=True)
+        ]
+        scale = contract.guidance.scale if contract.guidance.embedded else 1.0
+        with torch.inference_mode():
+            found = steering(model, wishes, scale, contract.size)[0].map(lambda tensor: tensor.cpu())
         if contract.inpaint is not None:
-            found = replace(found, concat=self._repainting(model, count))
+            found = replace(found, concat=self._repainting(model, len(captions)))
         return found
 
     def _repainting(self, model: Model, count: int) -> Tensor:

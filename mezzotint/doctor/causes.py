@@ -91,7 +91,7 @@ CAUSES: dict[str, Cause] = {
         "the model draws its training images again", ("fit.collapsed", "fit.over", "fit.forgotten", "guidance.*")
     ),
     "fit.collapsed": Cause("pictures are all alike"),
-    "fit.forgotten": Cause("the model lost what its base knew", ("fit.collapsed",)),
+    "fit.forgotten": Cause("the model lost what its base knew", ("schedule.levels", *DENOISING)),
     "fit.under": Cause("training was too short", ("sampler.*", "text.ignored", "guidance.*", "fit.collapsed")),
     "fit.over": Cause("training went on after the validation loss rose", ("fit.memorised",)),
     "run.frozen": Cause("the run changed nothing", ("fit.under", "weights.zero", "adapter.empty")),

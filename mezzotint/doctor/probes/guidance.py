@@ -70,7 +70,7 @@ def _branches(case: Case, measures: list[Measure]) -> list[Finding]:
         )
         findings.append(
             Finding(
-                "guidance.distilled", "broken" if facts.scale != 1.0 else "harmful",
+                "guidance.distilled", "harmful",
                 f"{seen}: the network is distilled, and its files call for guidance {facts.scale:g} as for an ordinary"
                 " one",
                 "Draw without guidance in few steps: state guidance.distilled (is_distilled), scale 1, the lcm"

@@ -21,7 +21,7 @@ MOST = 8  # captions or labels that every image is tried with
 AGREED = 0.6  # share of a caption's images that must prefer the same other one
 HEEDED = 0.02  # gain of the best caption, of what a random one costs, below which none of them is understood
 CUT = 0.05  # share of captions that may be longer than the encoder reads
-BETTER = 0.03  # gain of another way to read the encoder
+BETTER = 0.012  # gain of another way to read the encoder
 
 
 def examine(case: Case) -> Checked:
