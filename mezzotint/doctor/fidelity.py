@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 from itertools import pairwise
 
 import torch
@@ -48,10 +49,10 @@ def examine(case: Case) -> Checked:
     )  # fmt: skip
     plot = Plot(
         "what the codec keeps by spatial frequency", "cycles a pixel", "share kept",
-        {"kept": [(math.sqrt(max(a, 1 / 128) * b), v) for a, b, v in bands]}, log_x=True,
+        {"kept": [(math.sqrt(max(band.low, 1 / 128) * band.high), band.kept) for band in bands]}, log_x=True,
     )  # fmt: skip
     findings: list[Finding] = []
-    coarse = [v for a, b, v in bands if b <= 1 / 16]
+    coarse = [band.kept for band in bands if band.high <= 1 / 32]
     shapes = min(coarse, default=0.0)
     if kept.value < FAITHFUL and not (shapes > SHARP and _blurred(bands)):
         findings.append(
@@ -64,11 +65,11 @@ def examine(case: Case) -> Checked:
             )
         )  # fmt: skip
     elif shapes > COARSE and _blurred(bands):
-        fine = [v for a, b, v in bands if 1 / 16 <= a < 1 / 4]
+        fine = [band.kept for band in bands if 1 / 16 <= band.low < 1 / 4]
         findings.append(
             Finding(
                 "latent.detail", "harmful",
-                f"detail of 4 to 16 pixels survives the codec at {100 * min(fine):.0f} %, a 2-pixel line keeps"
+                f"detail of 4 to 16 pixels survives the codec at {100 * max(min(fine), 0.0):.0f} %, a 2-pixel line keeps"
                 f" {100 * contrast[2]:.0f} % of its contrast: cracks, edges and text go first",
                 "Use a codec with more channels or a smaller factor, or train its decoder on these images.",
                 strength=1.5, measures=measures,
@@ -87,9 +88,10 @@ def examine(case: Case) -> Checked:
     return Checked(tuple(findings), measures, (plot,), (exhibit,))
 
 
-def _blurred(bands: list[tuple[float, float, float]]) -> bool:
-    """Whether detail of 4 to 16 pixels is nearly all gone, where images have any."""
-    return min((v for a, b, v in bands if 1 / 16 <= a < 1 / 4), default=1.0) < 0.25
+def _blurred(bands: list[Band]) -> bool:
+    """Whether detail of 4 to 16 pixels is nearly all gone, and nothing has come in its place, as noise would."""
+    fine = [band for band in bands if 1 / 16 <= band.low < 1 / 4]
+    return any(band.kept < 0.25 and band.power < 0.5 for band in fine)
 
 
 @torch.inference_mode()
@@ -101,8 +103,18 @@ def through(case: Case, pixels: Tensor) -> Tensor:
     return torch.cat(parts)
 
 
-def by_frequency(pixels: Tensor, back: Tensor) -> list[tuple[float, float, float]]:
-    """(from, to, share of the power kept) by bands of radial frequency: 1 - |error|^2 / |image|^2 within each."""
+@dataclass(frozen=True, slots=True)
+class Band:
+    """Frequencies from `low` to `high` cycles a pixel: the share of the power kept, and the power that came out."""
+
+    low: float
+    high: float
+    kept: float  # 1 - |error|^2 / |image|^2
+    power: float  # |result|^2 / |image|^2
+
+
+def by_frequency(pixels: Tensor, back: Tensor) -> list[Band]:
+    """What of the images' power comes back, by bands of radial frequency."""
     height, width = pixels.shape[-2:]
     window = torch.hann_window(height)[:, None] * torch.hann_window(width)[None]
 
@@ -110,13 +122,14 @@ def by_frequency(pixels: Tensor, back: Tensor) -> list[tuple[float, float, float
         centred = x - x.mean((2, 3), keepdim=True)
         return torch.fft.rfft2(centred * window).abs().square().mean((0, 1))  # (H, W / 2 + 1)
 
-    image, error = power(pixels), power(back - pixels)
+    image, error, result = power(pixels), power(back - pixels), power(back)
     radius = (torch.fft.fftfreq(height)[:, None] ** 2 + torch.fft.rfftfreq(width)[None] ** 2).sqrt()
-    found: list[tuple[float, float, float]] = []
-    for a, b in pairwise(EDGES):
-        inside = (radius > a) & (radius <= b)
-        if bool(inside.any()) and float(image[inside].sum()) > 0:
-            found.append((a, b, 1 - float(error[inside].sum() / image[inside].sum())))
+    found: list[Band] = []
+    for low, high in pairwise(EDGES):
+        inside = (radius > low) & (radius <= high)
+        whole = float(image[inside].sum())
+        if whole > 0:
+            found.append(Band(low, high, 1 - float(error[inside].sum()) / whole, float(result[inside].sum()) / whole))
     return found
 
 
