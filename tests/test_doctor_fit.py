@@ -162,7 +162,7 @@ def test_the_linear_filter_has_the_error_of_its_formula() -> None:
 def test_training_images_drawn_again_are_memorised(folder: Path) -> None:
     images = pictures.read(folder, (SIDE, SIDE), 3, 24).pixels
     found = only(fit.examine(case(model(ByHeart(images)), folder)))
-    assert found.cause == "fit.memorised" and found.grade == "harmful"
+    assert found.cause == "fit.memorised" and found.grade == "broken"
     assert f"{DRAWN} of {DRAWN} drawn" in found.says
 
 
