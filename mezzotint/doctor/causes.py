@@ -75,7 +75,18 @@ CAUSES: dict[str, Cause] = {
         "layers are still at their initial zero", ("fit.*", "text.ignored", "guidance.*", "weights.damaged")
     ),
     "weights.damaged": Cause(
-        "some layers' weights do not look like trained ones", (*DENOISING, "objective", "schedule.*")
+        "weights are not as training left them",
+        (
+            "latent.*",
+            "text.*",
+            "guidance.*",
+            "sampler.*",
+            "fit.under",
+            "fit.collapsed",
+            "fit.over",
+            "objective",
+            "schedule.*",
+        ),
     ),
     "weights.precision": Cause("weights lost precision", ("fit.*", "weights.damaged")),
     "weights.average": Cause("the moving average of the weights was not applied", ("fit.*",)),

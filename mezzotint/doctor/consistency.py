@@ -5,11 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
 
 from mezzotint.doctor import readings, trials
 from mezzotint.doctor.case import Case
-from mezzotint.doctor.statistics import Mean, mean
+from mezzotint.doctor.statistics import Mean, ratio
 from mezzotint.process import prediction
 
 
@@ -81,14 +80,6 @@ def optimum(case: Case) -> Mean:
         return ratio(above, below)
 
     return case.once("optimum", run)
-
-
-def ratio(above: Tensor, below: Tensor) -> Mean:
-    """sum / sum with the standard error of a ratio of means (delta method)."""
-    value = float(above.sum() / below.sum().clamp(min=1e-12))
-    residual = (above - value * below) / below.mean().clamp(min=1e-12)
-    spread = mean(residual)
-    return Mean(value, spread.error, len(above))
 
 
 def weight(case: Case) -> Mean:

@@ -12,11 +12,11 @@ from torch import Tensor
 from mezzotint import images
 from mezzotint.doctor.case import BATCH, Case
 from mezzotint.doctor.finding import Checked, Exhibit, Finding, Measure, NotChecked, Plot, measured
-from mezzotint.doctor.statistics import mean
+from mezzotint.doctor.statistics import Mean, mean, ratio
 from mezzotint.families.model import working
 
 FAITHFUL = 0.8  # share of an image's variance that comes back, at least
-FLAT = 1e-3  # variance of a picture of one colour
+FLAT = 1e-4  # variance of pictures of one colour
 SHARP = 0.85  # the same within the coarse frequencies, above which what is missing is detail and not the picture
 COARSE = 0.5  # the same within the coarse frequencies, below which even shapes are gone
 EDGES = (0.0, 1 / 32, 1 / 16, 1 / 8, 1 / 4, 1 / 2)  # cycles a pixel
@@ -34,10 +34,10 @@ def examine(case: Case) -> Checked:
         )  # fmt: skip
     error = ((back - pixels) ** 2).flatten(1).mean(1)
     variance = pixels.flatten(1).var(1)
-    seen = variance > FLAT  # of a picture of one colour there is nothing to keep
-    if not bool(seen.any()):
+    if float(variance.mean()) < FLAT:
         raise NotChecked("needs images that are not of one colour")
-    kept = mean(1 - error[seen] / variance[seen])
+    lost = ratio(error, variance)  # over all images: one that shows little does not count for more
+    kept = Mean(1 - lost.value, lost.error, lost.n)
     noise = mean(10 * (4 / error.clamp(min=1e-10)).log10())
     bands = by_frequency(pixels, back)
     contrast = {width: line(case, pixels, width) for width in (1, 2, 3)}
@@ -69,7 +69,7 @@ def examine(case: Case) -> Checked:
         findings.append(
             Finding(
                 "latent.detail", "harmful",
-                f"detail of 4 to 16 pixels survives the codec at {100 * max(min(fine), 0.0):.0f} %, a 2-pixel line keeps"
+                f"detail of 4 to 16 pixels survives at {100 * max(min(fine), 0.0):.0f} %, a 2-pixel line keeps"
                 f" {100 * contrast[2]:.0f} % of its contrast: cracks, edges and text go first",
                 "Use a codec with more channels or a smaller factor, or train its decoder on these images.",
                 strength=1.5, measures=measures,

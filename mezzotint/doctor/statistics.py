@@ -37,6 +37,14 @@ def mean(values: Tensor) -> Mean:
     return Mean(float(values.mean()), float(values.std() / n**0.5) if n > 1 else math.inf, n)
 
 
+def ratio(above: Tensor, below: Tensor) -> Mean:
+    """sum / sum with the standard error of a ratio of means (delta method)."""
+    value = float(above.sum() / below.sum().clamp(min=1e-12))
+    residual = (above - value * below) / below.mean().clamp(min=1e-12)
+    spread = mean(residual)
+    return Mean(value, spread.error, len(above))
+
+
 def quantile(freedom: int) -> float:
     """Student's t at 97.5 % (Abramowitz & Stegun 26.7.5, good to a percent from 3 degrees of freedom on)."""
     z = 1.959964
