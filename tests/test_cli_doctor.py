@@ -129,6 +129,21 @@ def test_a_mismatch_that_generate_refuses_is_examined(
 # What a path is.
 
 
+def test_weights_that_are_no_numbers_are_a_diagnosis_though_they_are_not_opened(
+    doctor: Callable[..., Said], tiny_folder: Path, tmp_path: Path
+) -> None:
+    broken = shutil.copytree(tiny_folder, tmp_path / "broken")
+    file = next((broken / "unet").glob("*.safetensors"))
+    tensors = load_file(file)
+    name = max(tensors, key=lambda key: tensors[key].numel())
+    tensors[name].view(-1)[3] = float("nan")
+    save_file(tensors, file)
+    code, out, _ = doctor(broken, "--json")
+    assert code == 1
+    (found,) = json.loads(out)["findings"]
+    assert found["cause"] == "weights.finite" and name in found["says"]
+
+
 def test_a_lora_is_examined_on_its_base(doctor: Callable[..., Said], tiny_folder: Path, tmp_path: Path) -> None:
     file = lora_of(tiny_folder, tmp_path / "some.safetensors")
     code, _, err = doctor(file)

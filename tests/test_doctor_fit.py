@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from mezzotint.conditioning import Conditioning
 from mezzotint.contract import SamplingFacts
-from mezzotint.doctor import pictures
+from mezzotint.doctor import filters, pictures
 from mezzotint.doctor.case import DRAWN, Case
 from mezzotint.doctor.finding import Checked, Finding, NotChecked
 from mezzotint.doctor.probes import fit
@@ -155,7 +155,7 @@ def test_the_linear_filter_has_the_error_of_its_formula() -> None:
     """White noise of variance v has a flat spectrum: v sigma^2 / (alpha^2 v + sigma^2)."""
     rng = torch.Generator().manual_seed(0)
     clean, noise = 0.5 * torch.randn(200, 2, 8, 8, generator=rng), torch.randn(200, 2, 8, 8, generator=rng)
-    found = fit.linear_error(clean, noise, Level(500.0, 0.8, 0.6))
+    found = filters.linear_error(clean, noise, Level(500.0, 0.8, 0.6))
     assert float(found.mean()) == pytest.approx(0.25 * 0.36 / (0.64 * 0.25 + 0.36), rel=0.03)
 
 

@@ -55,7 +55,8 @@ def held_out(patient: Patient, rng: Random) -> Patient:
 def with_run(patient: Patient, rng: Random) -> Patient:
     """With its training run, and the cache that it kept."""
     patient = traced(patient)
-    return latent.cached(patient) if (patient.nest.run(patient.name) / "cache").is_dir() else patient
+    run = patient.nest.run(patient.name)
+    return latent.cached(patient) if (run / "cache").is_dir() and not run.is_symlink() else patient
 
 
 def without_images(patient: Patient, rng: Random) -> Patient:
@@ -163,7 +164,6 @@ FAULTS: dict[str, Fault] = {
     "classes-permuted": Fault("text.labels", text.table_permuted, NATIVE),
     # guidance
     "guidance-strong": Fault("guidance.strong", text.guided(15, 40), NATIVE),
-    "guidance-missing": Fault("guidance.missing", text.guided(1, 1), NATIVE),
     "distilled-as-base": Fault("guidance.distilled", text.distilled_as_base, ("sd1-lcm",), 20),
     "distilled-in-base-files": Fault("guidance.distilled", text.distilled_published, ("sd1-lcm",), 10),
     "branch-untrained": Fault("guidance.untrained", text.branch_untrained, NATIVE),

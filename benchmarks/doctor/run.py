@@ -41,13 +41,14 @@ class Task:
     fault: str
     model: str
     verify: bool = False
+    draw: int = 0
 
     @property
     def key(self) -> tuple[str, str]:
         return self.fault, self.model
 
 
-def tasks(seed: int, faults: str, models: str, each: int, verify: bool) -> list[Task]:
+def tasks(seed: int, faults: str, models: str, each: int, verify: bool, draw: int = 0) -> list[Task]:
     """All cases of the chosen faults and models that are there; `each` models a fault at most, drawn by the seed."""
     from faults import FAULTS
     from patient import there
@@ -56,9 +57,9 @@ def tasks(seed: int, faults: str, models: str, each: int, verify: bool) -> list[
     for name, fault in FAULTS.items():
         able = [model for model in fault.models if matches(model, models) and there(Nest(seed), model)]
         if fault.cause and each and len(able) > each:
-            able = sorted(Random(f"{seed}/{name}").sample(able, each), key=able.index)
-        found += [Task(seed, name, model, verify) for model in able if matches(name, faults)]
-    Random(seed).shuffle(found)  # so that the time left can be told, and a part of a run is a fair part
+            able = sorted(Random(f"{seed}/{name}" + (f"/{draw}" if draw else "")).sample(able, each), key=able.index)
+        found += [Task(seed, name, model, verify, draw) for model in able if matches(name, faults)]
+    Random(seed + 1000 * draw).shuffle(found)  # so that the time left can be told, and a part of a run is a fair part
     return found
 
 
@@ -75,6 +76,11 @@ def begin(cores: Any) -> None:
     torch.set_num_threads(1)
     warnings.simplefilter("ignore")
     sys.stdout = sys.stderr = open(os.devnull, "w")  # noqa: SIM115 - for the life of the process
+
+
+def drawn(task: Task) -> Random:
+    """What decides how grave a fault is, and where."""
+    return Random(f"{task.seed}/{task.fault}/{task.model}" + (f"/{task.draw}" if task.draw else ""))
 
 
 def work(task: Task) -> dict[str, Any]:
@@ -94,8 +100,8 @@ def work(task: Task) -> dict[str, Any]:
         if task.verify:
             from verify import verified
 
-            return record | verified(patient, fault, Random(f"{task.seed}/{task.fault}/{task.model}"))
-        patient = fault.seed(patient, Random(f"{task.seed}/{task.fault}/{task.model}"))
+            return record | verified(patient, fault, drawn(task))
+        patient = fault.seed(patient, drawn(task))
         if patient.crowded:
             os.sched_setaffinity(0, range(os.cpu_count() or 1))
         return record | asked(patient)
@@ -160,6 +166,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--jobs", type=int, default=min(2, os.cpu_count() or 1), help="cases at a time")
+    parser.add_argument("--draw", type=int, default=0, help="other faults of the same kinds on the same models")
     parser.add_argument("--models", default="*", help="names or patterns, separated by commas")
     parser.add_argument("--faults", default="*", help="the same")
     parser.add_argument("--each", type=int, default=3, help="models a fault at most, drawn by the seed; 0: all")
@@ -169,7 +176,7 @@ def main() -> int:
     kind = "verified" if options.verify else "results"
     out = options.out or ROOT / f"{kind}-{options.seed}.jsonl"
     had = done(out)
-    every = tasks(options.seed, options.faults, options.models, options.each, options.verify)
+    every = tasks(options.seed, options.faults, options.models, options.each, options.verify, options.draw)
     left = [task for task in every if task.key not in had]
     print(f"{len(every)} cases, {len(every) - len(left)} of them done, to {out}", file=sys.stderr)
     context = multiprocessing.get_context("spawn")

@@ -219,7 +219,9 @@ def blurred(patient: Patient, rng: Random) -> Patient:
 
 
 def cached(patient: Patient) -> Patient:
-    """The patient with a copy of the cache of its run."""
+    """The patient with a copy of the cache of its run, where that was made from the images of this seed."""
+    if patient.nest.run(patient.name).is_symlink():
+        raise Unfit("its cache was made from the images of another seed")
     return replace(patient, cache=copied(patient.nest.run(patient.name) / "cache", patient.scratch / "cache"))
 
 

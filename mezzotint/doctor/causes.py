@@ -137,7 +137,7 @@ def ranked(findings: Iterable[Finding]) -> tuple[tuple[Finding, ...], dict[str, 
     """Findings with the first one to mend in front, and for those that follow from another one, from which.
 
     A finding follows from another that is at least as grave and can bring it about. Among the rest the graver come
-    first, then the stronger.
+    first, then the stronger; behind them what follows, and notes last.
     """
     every = sorted(findings, key=lambda found: (GRADES.index(found.grade), -found.strength))
     follows: dict[str, str] = {}
@@ -146,8 +146,10 @@ def ranked(findings: Iterable[Finding]) -> tuple[tuple[Finding, ...], dict[str, 
             graver = GRADES.index(other.grade) <= GRADES.index(found.grade)
             if other is not found and graver and brings(other.cause, found.cause) and other.cause not in follows:
                 follows.setdefault(found.cause, other.cause)
-    first = [found for found in every if found.cause not in follows]
-    return tuple([*first, *(found for found in every if found.cause in follows)]), follows
+    alarms = [found for found in every if found.grade != "note"]
+    first = [found for found in alarms if found.cause not in follows]
+    behind = [found for found in alarms if found.cause in follows]
+    return (*first, *behind, *(found for found in every if found.grade == "note")), follows
 
 
 def brings(cause: str, other: str) -> bool:

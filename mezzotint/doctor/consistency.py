@@ -55,6 +55,29 @@ def calibration(case: Case) -> Calibration:
     return case.once("calibration", run)
 
 
+def told(case: Case) -> Mean:
+    """The share of the change from another image's caption to the right one that is right.
+
+    <target - o, c - o> / |c - o|^2 over the middle ratios, o the output under the other caption: 1 where captions are
+    heard as in training, 1/2 where they are told apart by chance alone, 0 where the other one is the right one.
+    """
+
+    def run() -> Mean:
+        claim = trials.own(case).reading
+        rows = trials.mismatched(trials.wishes(case))
+        other = claim.named("another's caption", steering=case.steering.map(lambda tensor: tensor[rows]))
+        n = len(claim.latents)
+        above, below = torch.zeros(n), torch.zeros(n)
+        pairs = zip(trials.answers(case)[1:-1], readings.raw_of(case, other, readings.MIDDLE, n), strict=True)
+        for (level, _, c), (_, _, o) in pairs:
+            target = prediction.target(claim.process.prediction, claim.latents, case.noise[:n], level)
+            above += ((target - o) * (c - o)).flatten(1).sum(1)
+            below += ((c - o) ** 2).flatten(1).sum(1)
+        return ratio(above, below)
+
+    return case.once("told", run)
+
+
 def guided(case: Case) -> bool:
     """Whether guidance is built in: what a caption changes is right in part, and too large by the scale of it."""
     fit = weight(case)

@@ -183,11 +183,3 @@ def without(case: Case, own: Reading) -> list[Trial]:
             after = readings.score(case, own, LEVELS, few)
         found.append(Trial(name, score.mean, after.mean, after.gain(score)))
     return sorted(found, key=lambda trial: -trial.gain.value)
-
-
-def explained(case: Case, own: Reading) -> bool:
-    """Whether another objective or schedule makes the network denoise well: then its weights are as they should be."""
-    others = [own.named("", process=process) for process in readings.processes(own.process)]
-    mine = readings.score(case, own, LEVELS)
-    theirs = readings.contest(case, mine, others)
-    return bool(theirs) and theirs[0].mean.value < -0.1 and theirs[0].gain(mine).low > 0.3

@@ -15,6 +15,9 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 
+BLANK = 1.0  # variance of bytes of a picture that shows nothing; the probe of the data counts those
+
+
 @dataclass(frozen=True, slots=True)
 class Pictures:
     """N images of one size."""
@@ -31,7 +34,7 @@ class Pictures:
 
 
 def read(path: Path, size: tuple[int, int], channels: int, count: int) -> Pictures:
-    """At most `count` images of a folder at (width, height), taken evenly over it.
+    """At most `count` images of a folder at (width, height), taken evenly over it; none of one colour.
 
     A training folder gives captions and labels too, any other folder its pictures alone. InputError where there is no
     image, or a broken one.
@@ -41,7 +44,9 @@ def read(path: Path, size: tuple[int, int], channels: int, count: int) -> Pictur
     path = Path(path)
     if (path / metadata.METADATA).is_file():
         found = folder.read(path, size, channels)
-        chosen = spread(len(found), count)
+        seen = found.bytes.float().flatten(1).var(1) > BLANK
+        able = [i for i in range(len(found)) if seen[i]] or list(range(len(found)))
+        chosen = [able[i] for i in spread(len(able), count)]
         index = torch.tensor(chosen)
         return Pictures(
             path, tuple(found.names[i] for i in chosen), found.pixels(index), tuple(found.captions[i] for i in chosen),

@@ -28,6 +28,11 @@ def title(cause: str) -> str:
     return CAUSES[cause].title if cause in CAUSES else cause
 
 
+def sentence(text: str) -> str:
+    """A text that begins with a capital letter."""
+    return text[:1].upper() + text[1:]
+
+
 def verdict(found: Diagnosis) -> str:
     """One sentence: the first thing to mend and how much more was found, or that nothing was."""
     looked = sum(each.checked is not None for each in found.outcomes)
@@ -95,7 +100,8 @@ def lines(found: Diagnosis, page: Path | None = None) -> list[str]:
     for place, each in enumerate(found.findings, start=1):
         about = f"; follows from {found.follows[each.cause]}" if each.cause in found.follows else ""
         about += f"; not told apart from {', '.join(each.also)}" if each.also else ""
-        told += ["", f"{place}. {each.grade}: {title(each.cause)} [{each.cause}{about}]", f"   {one_line(each.says)}"]
+        told += ["", f"{place}. {each.grade}: {title(each.cause)} [{each.cause}{about}]"]
+        told += [f"   {one_line(sentence(each.says))}"]
         told += [f"   {one_line(each.do)}"] if each.do else []
         told += [f"   $ {one_line(each.command)}"] if each.command else []
     lacking = unchecked(found)
@@ -201,6 +207,7 @@ def html(found: Diagnosis) -> str:
         first=found.findings[0].grade if found.findings else "note",
         means=MEANS,
         title=title,
+        sentence=sentence,
         heading=lambda cause: title(cause)[:1].upper() + title(cause)[1:],
         places={each.cause: place for place, each in enumerate(found.findings, start=1)},
         probe_of=_probes_of_causes(found),

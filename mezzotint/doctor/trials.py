@@ -11,15 +11,17 @@ import torch
 from torch import Tensor
 
 from mezzotint.data.folder import NO_LABEL
-from mezzotint.doctor import readings
+from mezzotint.doctor import filters, readings
 from mezzotint.doctor.case import Case, Drawn
 from mezzotint.doctor.readings import MIDDLE, RATIOS, Reading, Score
-from mezzotint.doctor.statistics import Mean
+from mezzotint.doctor.statistics import Mean, mean
 from mezzotint.errors import InputError
 from mezzotint.process import Discrete, Level, Process, RectifiedFlow, prediction
 
 CLEAR = 0.05  # gain in mean log error below which an alternative is no better in practice
 SURE = 4.0  # standard errors, paired over images
+FILTERED = RATIOS[2:5]  # where a network has most to say
+LEARNED = -0.1  # log error against the linear filter; healthy -0.5 to -0.7, an untrained network far above 0
 GOOD = -0.05  # mean log error that a reading must reach to explain anything: better than a scalar filter
 SCALES = tuple(1.4**i for i in range(-8, 9) if i)  # 1/15 to 15
 SLIPS = (-2.0, -1.3, -0.8, -0.4, 0.4, 0.8, 1.3, 2.0)  # logarithms by which told levels are moved
@@ -183,6 +185,14 @@ def orders(case: Case) -> Contest | None:
     return case.once("orders", run)
 
 
+def learned(case: Case, score: Score) -> Mean:
+    """A score against a linear filter that knows the spectrum of the other images, at the middle ratios."""
+    rows = score.at(FILTERED)
+    known = case.once("linear", lambda: filters.log_error(case, FILTERED))
+    n = min(len(known), len(rows.log_error))
+    return mean((rows.log_error[:n] - known[:n]).mean(1))
+
+
 def likely_order(case: Case) -> list[int]:
     """For each channel as the network knows it, the channel of the user's latents that is most like it."""
     drawn, given = signatures(case.drawn.latents), signatures(case.usable)
@@ -233,7 +243,11 @@ def explanation(case: Case) -> tuple[str, Contest] | None:
             "process": processes(case), "latent.order": orders(case), "latent.scale": scales(case),
             "latent.shift": shifts(case)[0], "levels": slips(case)[0], "channels": channels and channels[0],
         }  # fmt: skip
-        lost = {name: contest for name, contest in found.items() if contest is not None and contest.lost}
+        lost = {
+            name: contest
+            for name, contest in found.items()
+            if contest is not None and contest.lost and learned(case, contest.others[0]).value < LEARNED
+        }
         most = max((contest.gain.value for contest in lost.values()), default=0.0)
         # the plainest of those that explain about as much: a known schedule before a free number before many
         return next(((name, contest) for name, contest in lost.items() if contest.gain.value >= KNOWN * most), None)
@@ -262,6 +276,19 @@ def pictures(case: Case) -> Drawn | None:
         return case.drawn
     except InputError:
         return None
+
+
+def mismatched(words: list[str]) -> Tensor:
+    """For each image another one with another caption, in a fixed order."""
+    n = len(words)
+    found = torch.arange(n)
+    for i in range(n):
+        for step in range(1, n):
+            j = (i + step * 7) % n if n % 7 else (i + step) % n
+            if words[j] != words[i]:
+                found[i] = j
+                break
+    return found
 
 
 def told(process: Process) -> str:

@@ -9,6 +9,7 @@ from mezzotint.doctor.case import Case
 from mezzotint.doctor.finding import Checked, Finding, Plot, measured
 from mezzotint.doctor.readings import Score
 from mezzotint.doctor.trials import told
+from mezzotint.process import Prediction
 
 USELESS = 0.3  # mean log error from which a network is read as worse than a scalar filter: broken, not only harmed
 
@@ -35,22 +36,28 @@ def examine(case: Case) -> Checked:
         "broken" if mine.mean.value > USELESS else "harmful",
         f"read as {told(ours)}, its log error on these images is {mine.mean.value:+.2f}; read as {told(theirs)} it is"
         f" {best.mean.value:+.2f} (gain {contest.gain.value:.2f}, {contest.gain.low:.2f} to {contest.gain.high:.2f})",
-        f"State the objective that the network was trained with: {theirs.prediction}.",
-        restated(case, theirs.prediction.value),
+        f"State the objective that the network was trained with: {theirs.prediction}{where(case, theirs.prediction)}.",
+        rewritten(case, theirs.prediction),
         strength=1 + contest.gain.value / trials.CLEAR,
         measures=measures,
     )
     return Checked((finding,), measures, plots)
 
 
-def restated(case: Case, prediction: str) -> str:
-    """The command, or the edit, that states another prediction."""
+def where(case: Case, meaning: Prediction) -> str:
+    """The place in a folder's files that states the objective."""
     if (case.path / "contract.json").is_file():
-        return f'in {case.path / "contract.json"}: "process": {{"prediction": "{prediction}", ...}}'
-    name = {"epsilon": "epsilon", "velocity": "v_prediction", "clean": "sample", "flow": "flow_prediction"}[prediction]
+        return f' ("process": {{"prediction": "{meaning}"}} in {case.path / "contract.json"})'
+    name = {"epsilon": "epsilon", "velocity": "v_prediction", "clean": "sample", "flow": "flow_prediction"}[meaning]
+    at = case.path / "scheduler" / "scheduler_config.json"
+    return f' ("prediction_type": "{name}" in {at})' if case.path.is_dir() else ""
+
+
+def rewritten(case: Case, meaning: Prediction) -> str:
+    """The command that writes a single file anew with its objective stated."""
     if case.path.is_dir():
-        return f'in {case.path / "scheduler" / "scheduler_config.json"}: "prediction_type": "{name}"'
-    return f"mezzotint convert {case.path} FOLDER --layout diffusers --prediction {prediction}"
+        return ""
+    return f"mezzotint convert {case.path} FOLDER --layout diffusers --prediction {meaning}"
 
 
 def curves(scores: Sequence[Score], title: str) -> Plot:

@@ -6,7 +6,7 @@ import math
 import time
 from collections.abc import Sequence
 
-from mezzotint.doctor import averages, consistency, damage, readings, tensor_faults
+from mezzotint.doctor import averages, consistency, damage, readings, tensor_faults, trials
 from mezzotint.doctor.case import Case
 from mezzotint.doctor.damage import Trial
 from mezzotint.doctor.finding import Checked, Finding, Grade, Measure, NotChecked, Plot
@@ -204,6 +204,6 @@ def _tried(case: Case, suspected: bool) -> list[Trial]:
     bad = score.mean.value > BAD
     if not suspected and not bad and seconds > SECONDS:
         return []
-    if bad and not suspected and damage.explained(case, own):
+    if not suspected and trials.explanation(case) is not None:
         return []
     return damage.without(case, own)
