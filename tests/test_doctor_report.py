@@ -89,12 +89,12 @@ def test_lines_keep_the_ranking_and_are_few() -> None:
     heads = [line for line in lines if re.match(r"\d+\. ", line)]
     assert [head.split(" [")[0] for head in heads] == [
         "1. broken: the network answers with another objective than its files say",
-        "2. note: fewer threads than the machine has cores",
-        "3. harmful: guidance is so strong that pictures saturate",
-        "4. harmful: too few steps for this path",
+        "2. harmful: guidance is so strong that pictures saturate",
+        "3. harmful: too few steps for this path",
+        "4. note: fewer threads than the machine has cores",
     ]
-    assert "follows from objective" in heads[2] and "follows from" not in heads[0]
-    assert "not told apart from latent.scale" in heads[3]
+    assert "follows from objective" in heads[1] and "follows from" not in heads[0]
+    assert "not told apart from latent.scale" in heads[2]
     assert "   $ mezzotint generate --model m --prediction velocity --out out" in lines
     blocks = "\n".join(lines[2:]).split("\n\n")[: len(heads)]
     assert all(2 <= len(block.splitlines()) <= 4 for block in blocks)

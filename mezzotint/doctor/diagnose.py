@@ -47,7 +47,7 @@ def diagnose(case: Case, names: Sequence[str] = PROBES) -> Diagnosis:
 def refused(path: Path, reason: NotFinite) -> Diagnosis:
     """The diagnosis of a model whose weights are not finite: nothing else can be looked at."""
     finding = Finding(
-        "weights.finite", "broken", str(reason).partition(":")[0],
+        "weights.finite", "broken", str(reason).rpartition(":")[0],
         "Use a checkpoint from before this happened, or the original file.", strength=10.0,
     )  # fmt: skip
     outcome = Outcome("weights", Checked((finding,)))
