@@ -12,9 +12,8 @@ from mezzotint.doctor.case import Case
 from mezzotint.process import Level
 
 
-def log_error(case: Case, ratios: Sequence[float]) -> Tensor:
-    """(N, K) logarithm of its error against the scalar filter's, at ratios of noise to signal."""
-    clean = case.usable
+def log_error(case: Case, clean: Tensor, ratios: Sequence[float]) -> Tensor:
+    """(N, K) logarithm of its error against the scalar filter's on latents (N, C, h, w), at ratios of noise."""
     deviation = float(clean.std())
     levels = [readings.level_at(case.model.process.schedule, ratio * deviation) for ratio in ratios]
     columns = [(linear_error(clean, case.noise, x) / readings.scalar_error(clean, x)).log() for x in levels]

@@ -22,7 +22,7 @@ from mezzotint.sampling import LCM, SAMPLERS
 PICTURES = 6
 REFERENCE, CONVERGED = "dpmpp_2m", 60  # sampler and steps that stand for the end of the path
 FAR = 0.36  # relative error against it from which pictures differ to the eye
-ROUGH = 0.35  # difference of log10 power spectra between drawn and converged pictures
+ROUGH = 0.25  # difference of log10 power spectra between drawn and converged pictures
 TWICE, SAME = 2, 0.15  # times the converged steps from which steps are wasted, where the pictures are the same
 LADDER = (4, 6, 8, 12, 20, 30, 50)
 SHIFTS = (1.0, 3.0)
