@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import torch
 
+from mezzotint.conditioning import Conditioning
 from mezzotint.doctor import readings, trials
 from mezzotint.doctor.case import Case
 from mezzotint.doctor.statistics import Mean, ratio
@@ -63,17 +64,8 @@ def told(case: Case) -> Mean:
     """
 
     def run() -> Mean:
-        claim = trials.own(case).reading
         rows = trials.mismatched(trials.wishes(case))
-        other = claim.named("another's caption", steering=case.steering.map(lambda tensor: tensor[rows]))
-        n = len(claim.latents)
-        above, below = torch.zeros(n), torch.zeros(n)
-        pairs = zip(trials.answers(case)[1:-1], readings.raw_of(case, other, readings.MIDDLE, n), strict=True)
-        for (level, _, c), (_, _, o) in pairs:
-            target = prediction.target(claim.process.prediction, claim.latents, case.noise[:n], level)
-            above += ((target - o) * (c - o)).flatten(1).sum(1)
-            below += ((c - o) ** 2).flatten(1).sum(1)
-        return ratio(above, below)
+        return change(case, "another's caption", case.steering.map(lambda tensor: tensor[rows]))
 
     return case.once("told", run)
 
@@ -112,16 +104,17 @@ def weight(case: Case) -> Mean:
     for one that hears something else than was said.
     """
 
-    def run() -> Mean:
-        claim = trials.own(case).reading
-        free = claim.named("no caption", steering=case.unsteered)
-        n = len(claim.latents)
-        above, below = torch.zeros(n), torch.zeros(n)
-        pairs = zip(trials.answers(case)[1:-1], readings.raw_of(case, free, readings.MIDDLE, n), strict=True)
-        for (level, _, c), (_, _, u) in pairs:
-            target = prediction.target(claim.process.prediction, claim.latents, case.noise[:n], level)
-            above += ((target - u) * (c - u)).flatten(1).sum(1)
-            below += ((c - u) ** 2).flatten(1).sum(1)
-        return ratio(above, below)
+    return case.once("guidance weight", lambda: change(case, "no caption", case.unsteered))
 
-    return case.once("guidance weight", run)
+
+def change(case: Case, name: str, steering: Conditioning) -> Mean:
+    """<target - o, c - o> / |c - o|^2 over the middle ratios: c the output as steered, o that steered otherwise."""
+    claim = trials.own(case).reading
+    other, n = claim.named(name, steering=steering), len(claim.latents)
+    above, below = torch.zeros(n), torch.zeros(n)
+    pairs = zip(trials.answers(case)[1:-1], readings.raw_of(case, other, readings.MIDDLE, n), strict=True)
+    for (level, _, c), (_, _, o) in pairs:
+        target = prediction.target(claim.process.prediction, claim.latents, case.noise[:n], level)
+        above += ((target - o) * (c - o)).flatten(1).sum(1)
+        below += ((c - o) ** 2).flatten(1).sum(1)
+    return ratio(above, below)
