@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 
 from mezzotint.conditioning import Conditioning
-from mezzotint.doctor import readings, trials
+from mezzotint.doctor import trials
 from mezzotint.doctor.case import Case
 from mezzotint.doctor.statistics import Mean, ratio
 from mezzotint.process import prediction
@@ -63,11 +63,7 @@ def told(case: Case) -> Mean:
     heard as in training, 1/2 where they are told apart by chance alone, 0 where the other one is the right one.
     """
 
-    def run() -> Mean:
-        rows = trials.mismatched(trials.wishes(case))
-        return change(case, "another's caption", case.steering.map(lambda tensor: tensor[rows]))
-
-    return case.once("told", run)
+    return case.once("told", lambda: change(case, trials.ANOTHER, trials.exchanged(case)))
 
 
 def guided(case: Case) -> bool:
@@ -104,15 +100,15 @@ def weight(case: Case) -> Mean:
     for one that hears something else than was said.
     """
 
-    return case.once("guidance weight", lambda: change(case, "no caption", case.unsteered))
+    return case.once("guidance weight", lambda: change(case, trials.NOTHING, case.unsteered))
 
 
 def change(case: Case, name: str, steering: Conditioning) -> Mean:
     """<target - o, c - o> / |c - o|^2 over the middle ratios: c the output as steered, o that steered otherwise."""
-    claim = trials.own(case).reading
-    other, n = claim.named(name, steering=steering), len(claim.latents)
+    claim, asked = trials.steered(case, name, steering)
+    n = len(claim.latents)
     above, below = torch.zeros(n), torch.zeros(n)
-    pairs = zip(trials.answers(case)[1:-1], readings.raw_of(case, other, readings.MIDDLE, n), strict=True)
+    pairs = zip(trials.answers(case)[1:-1], asked, strict=True)
     for (level, _, c), (_, _, o) in pairs:
         target = prediction.target(claim.process.prediction, claim.latents, case.noise[:n], level)
         above += ((target - o) * (c - o)).flatten(1).sum(1)

@@ -10,6 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from mezzotint.doctor import runs
 from mezzotint.doctor.finding import Finding, Measure
 from mezzotint.errors import InputError
 
@@ -109,7 +110,7 @@ def _measures(path: Path) -> dict[str, Measure]:
 
 def loading(folder: Path, forward: float) -> tuple[list[Finding], list[Measure]]:
     """The speed of a training run by its own records, against `forward` seconds of the network for one image here."""
-    records = _records(folder / METRICS)
+    records = runs.records(folder / METRICS)
     speeds = [float(r["images_per_second"]) for r in records if r.get("images_per_second")]
     if not speeds:
         return [], []
@@ -166,14 +167,3 @@ def _batch(folder: Path) -> int | None:
         return int(tomllib.loads((folder / RECIPE).read_text(encoding="utf-8"))["batch"])
     except (OSError, ValueError, KeyError, TypeError):
         return None
-
-
-def _records(path: Path) -> list[dict[str, Any]]:
-    """All records; a last line that a kill cut short is left out."""
-    found: list[dict[str, Any]] = []
-    for line in path.read_text(encoding="utf-8").splitlines() if path.is_file() else []:
-        try:
-            found.append(json.loads(line))
-        except json.JSONDecodeError:
-            break
-    return found

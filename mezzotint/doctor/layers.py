@@ -15,7 +15,7 @@ from mezzotint.checkpoints.tensors import pieces
 from mezzotint.families.model import Model, PartName
 
 PARTS: tuple[PartName, ...] = ("backbone", "codec", "text")
-ROWS, COLUMNS, ENTRIES = 256, 1024, 2**18  # of a tensor that are looked at, taken evenly
+ROWS, COLUMNS = 256, 1024  # of a tensor that are looked at, taken evenly
 SMALLEST = 1024  # entries below which a tensor has no statistics
 WRITES = re.compile(  # the layers by which a block adds to what passes it by
     r"(.*\.)?(conv2|proj_out|to_out\.0|to_out|to_add_out|ff\.net\.2|ff_context\.net\.2|linear_out)"

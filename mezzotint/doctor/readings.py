@@ -91,11 +91,12 @@ def level_at(schedule: Discrete | RectifiedFlow, ratio: float) -> Level[float]:
     return from_ratio(schedule.tick * timestep_of(schedule, ratio), ratio)
 
 
-def raw_of(
-    case: Case, reading: Reading, ratios: Sequence[float], count: int
-) -> list[tuple[Level[float], Tensor, Tensor]]:
+Answer = tuple[Level[float], Tensor, Tensor]  # a level, x at it, and the raw output
+
+
+def raw_of(case: Case, reading: Reading, ratios: Sequence[float], count: int) -> list[Answer]:
     """(level, x, raw) of `count` images at every ratio, by the one noise of the case."""
-    found: list[tuple[Level[float], Tensor, Tensor]] = []
+    found: list[Answer] = []
     clean, noise = reading.latents[:count], case.noise[:count]
     deviation = float(reading.latents.std())
     levels = [level_at(reading.process.schedule, ratio * deviation) for ratio in ratios]
@@ -110,9 +111,7 @@ def raw_of(
     return found
 
 
-def judged(
-    reading: Reading, found: Sequence[tuple[Level[float], Tensor, Tensor]], ratios: tuple[float, ...] = RATIOS
-) -> Score:
+def judged(reading: Reading, found: Sequence[Answer], ratios: tuple[float, ...] = RATIOS) -> Score:
     """The score of raw outputs under the reading's prediction."""
     clean = reading.latents
     columns: list[Tensor] = []
@@ -149,7 +148,7 @@ def contest(case: Case, mine: Score, others: Sequence[Reading], best: int = 2) -
 
 
 def _scores(case: Case, readings: Sequence[Reading], ratios: Sequence[float], count: int) -> list[Score]:
-    asked: dict[tuple[object, ...], list[tuple[Level[float], Tensor, Tensor]]] = {}
+    asked: dict[tuple[object, ...], list[Answer]] = {}
     found: list[Score] = []
     for reading in readings:
         parts = (id(part) for part in (reading.latents, reading.steering, reading.model))

@@ -64,20 +64,26 @@ def _start(key: str) -> int:
     return int(found[1]) if found else 0
 
 
-def read(folder: Path) -> Run:
-    """A run folder as training leaves it; a last line that a kill cut short is left out."""
-    if not (folder / METRICS).is_file():
-        raise NotChecked(f"{folder} holds no {METRICS}: give --trace the folder of a run")
-    records: list[Mapping[str, Any]] = []
-    for line in (folder / METRICS).read_text(encoding="utf-8").splitlines():
+def records(path: Path) -> list[dict[str, Any]]:
+    """All records of metrics; a last line that a kill cut short is left out, and there are none without the file."""
+    found: list[dict[str, Any]] = []
+    for line in path.read_text(encoding="utf-8").splitlines() if path.is_file() else []:
         try:
-            records.append(json.loads(line))
+            found.append(json.loads(line))
         except json.JSONDecodeError:
             break
+    return found
+
+
+def read(folder: Path) -> Run:
+    """A run folder as training leaves it."""
+    if not (folder / METRICS).is_file():
+        raise NotChecked(f"{folder} holds no {METRICS}: give --trace the folder of a run")
+    found = records(folder / METRICS)
     recipe = folder / RECIPE
     content = tomllib.loads(recipe.read_text(encoding="utf-8")) if recipe.is_file() else {}
     checkpoints = sorted(path for path in (folder / "checkpoints").glob("step-*") if path.is_dir())
-    return Run(folder, content, tuple(record for record in records if "step" in record), tuple(checkpoints))
+    return Run(folder, content, tuple(record for record in found if "step" in record), tuple(checkpoints))
 
 
 @dataclass(frozen=True, slots=True)

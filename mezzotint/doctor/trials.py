@@ -10,13 +10,14 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from mezzotint.conditioning import Conditioning
 from mezzotint.data.folder import NO_LABEL
 from mezzotint.doctor import filters, readings
 from mezzotint.doctor.case import Case, Drawn
 from mezzotint.doctor.readings import MIDDLE, RATIOS, Reading, Score
 from mezzotint.doctor.statistics import Mean, mean
 from mezzotint.errors import InputError
-from mezzotint.process import Discrete, Level, Process, RectifiedFlow, prediction
+from mezzotint.process import Discrete, Process, RectifiedFlow, prediction
 
 CLEAR = 0.05  # gain in mean log error below which an alternative is no better in practice
 SURE = 4.0  # standard errors, paired over images
@@ -24,6 +25,7 @@ FILTERED = RATIOS[2:5]  # where a network has most to say
 LEARNED = -0.1  # log error against the linear filter; healthy -0.5 to -0.7, an untrained network far above 0
 GOOD = -0.05  # mean log error that a reading must reach to explain anything: better than a scalar filter
 SCALES = tuple(1.4**i for i in range(-8, 9) if i)  # 1/15 to 15
+NOTHING, ANOTHER = "no caption", "another's caption"  # what steers in place of an image's own
 SLIPS = (-2.0, -1.3, -0.8, -0.4, 0.4, 0.8, 1.3, 2.0)  # logarithms by which told levels are moved
 KNOWN = 0.8  # of the largest gain from which a known schedule explains as much as a free number
 FACTORIAL = 4  # channels up to which every order is tried
@@ -56,7 +58,7 @@ def clearly(gain: Mean) -> bool:
     return gain.value > CLEAR and gain.deviations > SURE
 
 
-def answers(case: Case) -> list[tuple[Level[float], Tensor, Tensor]]:
+def answers(case: Case) -> list[readings.Answer]:
     """(level, x, raw) at every ratio, read as the files say."""
     claim = readings.claimed(case)
     return case.once("answers", lambda: readings.raw_of(case, claim, RATIOS, len(claim.latents)))
@@ -262,12 +264,27 @@ def wishes(case: Case) -> list[str]:
     return ["" if label == NO_LABEL else str(label) for label in case.images.labels.tolist()]
 
 
+def steered(case: Case, name: str, steering: Conditioning) -> tuple[Reading, list[readings.Answer]]:
+    """The claimed reading but for what steers it, and the answers at the middle ratios; asked once for each name."""
+    claim = readings.claimed(case).named(name, steering=steering)
+    asked = case.once(f"answers with {name}", lambda: readings.raw_of(case, claim, MIDDLE, len(claim.latents)))
+    return claim, asked
+
+
 def unsteered(case: Case) -> Score:
     """How well the network denoises the user's images without captions and labels, at the middle ratios."""
-    claim = readings.claimed(case)
-    return case.once(
-        "unsteered", lambda: readings.score(case, claim.named("no caption", steering=case.unsteered), MIDDLE)
-    )
+    return readings.judged(*steered(case, NOTHING, case.unsteered), MIDDLE)
+
+
+def swapped(case: Case) -> Score:
+    """How well it does with the caption or label of another image."""
+    return readings.judged(*steered(case, ANOTHER, exchanged(case)), MIDDLE)
+
+
+def exchanged(case: Case) -> Conditioning:
+    """The conditioning with each image's caption or label replaced by another image's different one."""
+    rows = mismatched(wishes(case))
+    return case.once("exchanged", lambda: case.steering.map(lambda tensor: tensor[rows]))
 
 
 def pictures(case: Case) -> Drawn | None:

@@ -16,7 +16,7 @@ from mezzotint.conditioning import Conditioning
 from mezzotint.data.folder import NO_LABEL
 from mezzotint.doctor import consistency, filters, pictures, readings, runs, trials
 from mezzotint.doctor.case import BATCH, Case, Drawn
-from mezzotint.doctor.finding import Checked, Exhibit, Finding, Measure, Plot
+from mezzotint.doctor.finding import Checked, Exhibit, Finding, Measure, Plot, measured
 from mezzotint.doctor.pictures import Pictures
 from mezzotint.doctor.probes import trace
 from mezzotint.doctor.probes.data import sheet
@@ -29,7 +29,6 @@ from mezzotint.families.model import working
 MIDDLE = slice(2, 5)  # of RATIOS: sigma / alpha from 0.4 to 2.5, where a network has most to say
 NOISY = 5  # of RATIOS: sigma / alpha = 6.7, where of an image that is not known by heart hardly anything is left
 # Bounds, with what healthy models show (the starter on its cells; of the nursery dit-clean and sd1-epsilon).
-LEARNED = -0.1  # log error against the linear filter; healthy -0.5 to -0.7, an untrained network far above 0
 REST = 0.97  # slope of the target on the output; healthy 0.99 to 1.04, with noise on weights 0.90 to 0.97
 HEARD = 0.75  # of what a caption changes must be right
 COPY, COPIES = 0.5, 0.25  # healthy: none, median ratio 1.7 to 2.4; on a folder of six images 1 of 16, and 0.8
@@ -90,10 +89,6 @@ def _curve(score: Score) -> list[tuple[float, float]]:
     return list(zip(RATIOS, score.log_error.mean(0).tolist(), strict=True))
 
 
-def _measure(name: str, value: Mean, bound: str = "") -> Measure:
-    return Measure(name, value.value, value.low, value.high, bound)
-
-
 # Learned at all.
 
 
@@ -101,13 +96,13 @@ def learned(case: Case, own: Score, run: runs.Run | None) -> Part:
     """Against a linear filter that knows the spectrum of the other images and nothing else, paired over images."""
     linear = filters.log_error(case, case.usable, RATIOS)  # (N, K)
     known = mean((own.log_error - linear)[:, MIDDLE].mean(1))
-    measure = _measure("log error at middle levels against a linear filter", known, f"below {LEARNED:g}")
+    measure = measured("log error at middle levels against a linear filter", known, f"below {trials.LEARNED:g}")
     curves = {"the images": _curve(own), "a linear filter": list(zip(RATIOS, linear.mean(0).tolist(), strict=True))}
     finding = None
     rest = consistency.optimum(case)
     measures = (
         measure,
-        _measure("slope of the training target on the output, at middle levels", rest, f"at least {REST:g}"),
+        measured("slope of the training target on the output, at middle levels", rest, f"at least {REST:g}"),
     )
     if rest.value < REST and rest.high < REST + 0.015 and not case.lora and heard(case):
         finding = Finding(
@@ -121,14 +116,14 @@ def learned(case: Case, own: Score, run: runs.Run | None) -> Part:
             " than the model was trained on.",
             strength=1 + (REST - rest.value) / 0.03, measures=measures, also=("fit.over", "weights.precision"),
         )  # fmt: skip
-    elif known.low > LEARNED:
+    elif known.low > trials.LEARNED:
         fall = trace.falling(run) if run else None
         says = "at middle noise the network has hardly learned more than the spectrum of the images: its log error is"
         says += f" {known.value:+.2f} ({known.low:+.2f} to {known.high:+.2f}) against a linear filter that knows it"
         says += f"; the validation loss was still falling, by {fall:.0%} in the last quarter" if fall else ""
         command = run.again(f"steps={4 * int(run.recipe['steps'])}") if run and "steps" in run.recipe else ""
         finding = Finding("fit.under", "harmful", says, "Train longer, until the validation loss no longer falls.",
-                          command, 1 + (known.low - LEARNED))  # fmt: skip
+                          command, 1 + (known.low - trials.LEARNED))  # fmt: skip
     return Part(finding, measures, curves)
 
 
@@ -188,14 +183,14 @@ def by_heart(case: Case, own: Score, drawn: Drawn, run: runs.Run | None) -> Part
         Measure("share of drawn pictures that are copies of an image", share, bound=f"below {COPIES:g}"),
         Measure("distance of a drawn picture to the nearest image, to that image's others", float(found.ratio.median()),
                 bound=f"copies below {COPY:g}"),
-        _measure("log error at sigma / alpha = 6.7", noisy),
+        measured("log error at sigma / alpha = 6.7", noisy),
     ]  # fmt: skip
     says = f"{found.copies} of {len(found.ratio)} drawn pictures are nearer to an image of the data than half of what"
     says += f" lies between images there (median ratio {float(found.ratio.median()):.2f})"
     held = _held(case, run)
     if held is not None:
         other = mean(held.log_error.mean(1))
-        measures.append(_measure("log error on images kept for validation", other))
+        measures.append(measured("log error on images kept for validation", other))
         curves["images kept for validation"] = _curve(held)
         says += (
             f"; the log error is {own.mean.value:+.2f} on the images, {other.value:+.2f} on those kept for validation"
@@ -264,7 +259,7 @@ def different(case: Case, drawn: Drawn) -> Part:
         says += f" ({max(found.low, 0):.2f} to {found.high:.2f})"
         do = "Draw with other wishes; if they stay alike, train anew on more and more different images."
         finding = Finding("fit.collapsed", "harmful", says, do, strength=DIVERSE / max(found.high, 0.01))
-    return Part(finding, (_measure(name, found, f"above {DIVERSE:g}"),))
+    return Part(finding, (measured(name, found, f"above {DIVERSE:g}"),))
 
 
 # At the cost of the base.
@@ -285,8 +280,8 @@ def forgotten(case: Case, own: Score, base: Model) -> Part:
     # weights that answer too much on top of it went too far from the base, and not only elsewhere
     bound = FORGOTTEN if consistency.optimum(case).value >= REST else FORGOTTEN / 2
     measures = (
-        _measure("log error lost on pictures of the base", lost, f"at most {bound:g}"),
-        _measure("log error gained over the base on the images", gained, "above 0"),
+        measured("log error lost on pictures of the base", lost, f"at most {bound:g}"),
+        measured("log error gained over the base on the images", gained, "above 0"),
     )
     curves = {"pictures of the base": _curve(ours), "the base on its own pictures": _curve(theirs),
               "the base on the images": _curve(before)}  # fmt: skip

@@ -81,7 +81,7 @@ def _branches(case: Case, measures: list[Measure]) -> list[Finding]:
         )  # fmt: skip
     if facts.scale != 1.0 and not facts.distilled:
         mine = trials.own(case).at(readings.MIDDLE)
-        free = readings.score(case, mine.reading.named("no caption", steering=case.unsteered), readings.MIDDLE)
+        free = trials.unsteered(case)
         worse = mine.gain(free)
         fit = consistency.weight(case)
         measures += [

@@ -7,10 +7,9 @@ import math
 import torch
 from torch import Tensor, nn
 
-from mezzotint import images
 from mezzotint.doctor import fidelity, readings, trials
 from mezzotint.doctor.case import BATCH, Case
-from mezzotint.doctor.finding import Checked, Exhibit, Finding, Measure, Plot, measured
+from mezzotint.doctor.finding import Checked, Finding, Measure, Plot, measured
 from mezzotint.families.model import working
 
 HALF = 65504.0  # the largest float16
@@ -186,9 +185,3 @@ def largest(case: Case, pixels: Tensor) -> tuple[float, str]:
         for handle in handles:
             handle.remove()
     return max(found)
-
-
-def beside(pixels: Tensor, others: Tensor, count: int = 6) -> Exhibit:
-    """Pictures above what became of them."""
-    rows = torch.cat([torch.cat(list(part[:count]), dim=2) for part in (pixels, others)], dim=1)
-    return Exhibit("images, and the same through the codec", images.to_images(rows[None].clamp(-1, 1))[0])

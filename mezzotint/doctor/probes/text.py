@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -40,10 +41,7 @@ def examine(case: Case) -> Checked:
     mine = trials.own(case)
     claim = mine.reading
     middle = mine.at(MIDDLE)
-    other = readings.score(
-        case, claim.named("another's caption", steering=_rows(case, trials.mismatched(words))), MIDDLE
-    )
-    none = readings.score(case, claim.named("no caption", steering=case.unsteered), MIDDLE)
+    other, none = trials.swapped(case), trials.unsteered(case)
     heard, against = middle.gain(other), middle.gain(none)
     change = response(case, claim, other.reading)
     measures = [
@@ -126,8 +124,6 @@ def _readings(case: Case, middle: Score, measures: list[Measure], findings: list
     captions, labels = case.images.captions, case.images.labels
     others: list[Reading] = []
     for says, way in ways.items():
-        from dataclasses import replace
-
         others.append(claim.named(says, steering=case.steered(replace(case.model, text=way.encoder), captions, labels)))
     scores = readings.contest(case, middle, others)
     best, gain = scores[0], scores[0].gain(middle)
