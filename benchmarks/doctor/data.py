@@ -1,7 +1,7 @@
 """The data of the doctor's benchmark: solar cells of 64x64 pixels under captions that can be measured in the picture.
 
-`python benchmarks/doctor/data.py` writes runs/doctor/data with a train-k, validation-k and dozen-k for the seeds k = 0
-and 1. All six are disjoint, and cells that are nearly the same are in one of them, also mirrored or turned ones. Needs
+`python benchmarks/doctor/data.py` writes runs/doctor/data with a train-k, validation-k and dozen-k for the halves k = 0
+and 1 of all cells; an even seed has the first half, an odd one the second. All six are disjoint, and cells that are nearly the same are in one of them, also mirrored or turned ones. Needs
 the solar-cell package.
 """
 
@@ -22,7 +22,7 @@ from mezzotint.data import likeness, metadata, solar_cells
 
 OUT = Path("runs/doctor/data")
 SIDE = 64
-SEEDS = (0, 1)
+HALVES = (0, 1)
 BRIGHTNESS = ("dark", "medium", "bright")  # thirds of all cells by their mean
 TYPES = {"mono": "monocrystalline", "poly": "polycrystalline"}
 CLASSES = tuple(f"{level} {cell}" for level in BRIGHTNESS for cell in TYPES)
@@ -33,8 +33,8 @@ FEW = 6  # images that a model is made to memorise, one of each class
 PARTS = {"bright-poly": "bright poly", "dark-mono": "dark mono"}  # of the training images: one class each
 
 
-def data_sets(seed: int) -> list[str]:
-    return [f"{name}-{seed}" for name in ("train", "validation", "dozen", "few", *PARTS)]
+def data_sets(half: int) -> list[str]:
+    return [f"{name}-{half}" for name in ("train", "validation", "dozen", "few", *PARTS)]
 
 
 def order(name: str) -> str:
@@ -71,26 +71,26 @@ def alike(pictures: Sequence[pil.Image]) -> list[list[int]]:
 def divided(names: Sequence[str], labels: Sequence[int], groups: Sequence[Sequence[int]]) -> dict[str, list[int]]:
     """The indices of every split; what is held out comes from cells that have no like."""
     found: dict[str, list[int]] = {}
-    for seed in SEEDS:
-        half = [group for group in groups if int(order(names[group[0]]), 16) % len(SEEDS) == seed]
-        free = sorted((group[0] for group in half if len(group) == 1), key=lambda i: order(names[i]))
+    for half in HALVES:
+        mine = [group for group in groups if int(order(names[group[0]]), 16) % len(HALVES) == half]
+        free = sorted((group[0] for group in mine if len(group) == 1), key=lambda i: order(names[i]))
         dozen: list[int] = []
         for label in range(len(CLASSES)):
             count = DOZEN // len(CLASSES) + (label < DOZEN % len(CLASSES))
             dozen += [i for i in free if labels[i] == label][:count]
         validation = [i for i in free if i not in set(dozen)][:VALIDATION]
         held = {*dozen, *validation}
-        train = [i for group in half for i in group if i not in held]
-        found |= {f"train-{seed}": train, f"validation-{seed}": validation, f"dozen-{seed}": dozen}
-        found[f"few-{seed}"] = [next(i for i in train if labels[i] == label) for label in range(FEW)]
+        train = [i for group in mine for i in group if i not in held]
+        found |= {f"train-{half}": train, f"validation-{half}": validation, f"dozen-{half}": dozen}
+        found[f"few-{half}"] = [next(i for i in train if labels[i] == label) for label in range(FEW)]
         for name, kind in PARTS.items():
-            found[f"{name}-{seed}"] = [i for i in train if labels[i] == CLASSES.index(kind)]
+            found[f"{name}-{half}"] = [i for i in train if labels[i] == CLASSES.index(kind)]
     return found
 
 
 def write() -> None:
     """All data sets; the ones that are there already stay."""
-    if all((OUT / name / metadata.METADATA).is_file() for seed in SEEDS for name in data_sets(seed)):
+    if all((OUT / name / metadata.METADATA).is_file() for half in HALVES for name in data_sets(half)):
         return
     cells = solar_cells.cells()
     pictures = [images.read(cell.path).convert("L") for cell in cells]
