@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from mezzotint.backbones.unet import UNet
 from mezzotint.backbones.unet_config import UNetConfig
 from mezzotint.contract import ClassFacts, GuidanceFacts
-from mezzotint.doctor import ceiling, clock, earlier, remedies
+from mezzotint.doctor import ceiling, clock, earlier, overheads, remedies
 from mezzotint.doctor.case import Case
 from mezzotint.doctor.clock import Paired
 from mezzotint.doctor.finding import Checked, Finding, Measure, Outcome
@@ -152,30 +152,30 @@ def test_pain_14_and_15_adapters_beside_the_weights_are_slow(tmp_path: Path) -> 
     save_file(tensors, tmp_path / "lora.safetensors")
     case = case_of(model, lora=((tmp_path / "lora.safetensors", 1.0),))
     assert case.model is not case.bare
-    (found,), _ = remedies.adapters(seen_of(case))
+    (found,), _ = overheads.adapters(seen_of(case))
     assert (found.cause, found.grade) == ("speed.adapters", "harmful") and "merged" in found.do
-    assert remedies.adapters(seen_of(case_of(model))) == ([], [])
+    assert overheads.adapters(seen_of(case_of(model))) == ([], [])
 
 
 def test_hooks_that_take_time_are_named_and_stay_where_they_were() -> None:
     model = broader(size=8)
-    assert remedies.hooks(seen_of(case_of(model))) == ([], [])
+    assert overheads.hooks(seen_of(case_of(model))) == ([], [])
     handle = model.backbone.register_forward_hook(lambda module, given, out: time.sleep(0.05))
     before = dict(model.backbone._forward_hooks)
-    (found,), _ = remedies.hooks(seen_of(case_of(model)))
+    (found,), _ = overheads.hooks(seen_of(case_of(model)))
     assert (found.cause, found.grade) == ("speed.python", "harmful")
     assert dict(model.backbone._forward_hooks) == before
     handle.remove()
     model.backbone.register_forward_hook(lambda module, given, out: None)
-    findings, measures = remedies.hooks(seen_of(case_of(model)))
+    findings, measures = overheads.hooks(seen_of(case_of(model)))
     assert not findings and measures[0].value < 1.05
 
 
 def test_a_network_left_in_training_is_noted_and_left_as_it_was() -> None:
     model = broader(size=8)
-    assert remedies.untidy(seen_of(case_of(model))) == ([], [])
+    assert overheads.untidy(seen_of(case_of(model))) == ([], [])
     model.backbone.train().requires_grad_(True)
-    findings, _ = remedies.untidy(seen_of(case_of(model)))
+    findings, _ = overheads.untidy(seen_of(case_of(model)))
     assert findings[0].cause == "speed.python" and "training mode" in findings[0].says
     assert model.backbone.training and all(p.requires_grad for p in model.backbone.parameters())
 
@@ -191,13 +191,13 @@ def test_threads_are_tried_and_put_back(monkeypatch: pytest.MonkeyPatch) -> None
 
     model, now = broader(size=8), torch.get_num_threads()
     seen = seen_of(case_of(model))
-    assert not alarms(remedies.threads(replace(seen))[0]) or now < ceiling.cores()
+    assert not alarms(overheads.threads(replace(seen))[0]) or now < ceiling.cores()
     assert torch.get_num_threads() == now
     monkeypatch.setattr(ceiling, "cores", lambda: now + 1)
     monkeypatch.setattr(ceiling, "product", lambda device, dtype: lambda: time.sleep(0.005 if quick else 0.01))
-    monkeypatch.setattr(remedies, "_threads", threads)
+    monkeypatch.setattr(overheads, "_threads", threads)
     model.backbone.register_forward_hook(lambda module, given, out: time.sleep(0.0 if quick else 0.4))
-    (found,), _ = remedies.threads(seen)
+    (found,), _ = overheads.threads(seen)
     assert found.cause == "speed.threads" and f"OMP_NUM_THREADS={now + 1}" in found.command
 
 
@@ -217,17 +217,17 @@ def test_attention_by_an_explicit_softmax_is_named(monkeypatch: pytest.MonkeyPat
 def test_moving_parts_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
     model = replace(broader(size=8), works_on=torch.device("cpu"))
     seen = seen_of(case_of(model))
-    assert not remedies.offload(seen, 1.0)[0]
+    assert not overheads.offload(seen, 1.0)[0]
 
     @contextlib.contextmanager
     def slow(model: Model, part: str) -> Iterator[None]:
         time.sleep(0.1)
         yield
 
-    monkeypatch.setattr(remedies, "working", slow)
-    (found,), _ = remedies.offload(seen, 0.5)
+    monkeypatch.setattr(overheads, "working", slow)
+    (found,), _ = overheads.offload(seen, 0.5)
     assert (found.cause, found.grade) == ("speed.offload", "harmful")
-    assert remedies.offload(replace(seen, work=replace(seen.work, model=broader(size=8))), 0.5) == ([], [])
+    assert overheads.offload(replace(seen, work=replace(seen.work, model=broader(size=8))), 0.5) == ([], [])
 
 
 def test_guidance_is_noted_with_its_factor() -> None:
@@ -262,9 +262,9 @@ def test_a_text_encoder_at_work_in_every_step_is_named() -> None:
     seen = seen_of(case_of(model))
     text = SimpleNamespace(networks={"text_encoder": encoder})
     spoken = replace(seen, work=replace(seen.work, model=replace(model, text=text)))
-    assert remedies.text_within(spoken) == ([], [])
+    assert overheads.text_within(spoken) == ([], [])
     model.backbone.register_forward_hook(lambda module, given, out: [encoder(torch.ones(1, 4)), out][1])
-    (found,), _ = remedies.text_within(spoken)
+    (found,), _ = overheads.text_within(spoken)
     assert (found.cause, found.grade) == ("speed.text", "harmful")
 
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from mezzotint.conditioning import Conditioning
-from mezzotint.doctor import ceiling, clock, earlier, remedies
+from mezzotint.doctor import ceiling, clock, earlier, overheads, remedies
 from mezzotint.doctor.case import Case
 from mezzotint.doctor.clock import KINDS, Operators, Work
 from mezzotint.doctor.finding import Checked, Finding, Measure, Plot
@@ -74,7 +74,7 @@ def examine(case: Case) -> Checked:
     case.say("speed: remedies")
     with working(model, "backbone"):
         tried = remedied(seen, works)
-    tried += [remedies.offload(seen, sum(parts.values())), scarce(model, faults), (dominant(parts, evaluations), [])]
+    tried += [overheads.offload(seen, sum(parts.values())), scarce(model, faults), (dominant(parts, evaluations), [])]
     if not any(finding.cause == "speed.python" for found, _ in tried for finding in found):
         tried.append((dispatched(seen, kinds, step), []))
     if case.trace is not None and case.trace.is_dir():
@@ -236,9 +236,9 @@ def remedied(seen: Seen, works: Sequence[tuple[Work, float]]) -> list[Tried]:
     if any(finding.grade == "harmful" for finding in first[0]):
         return [first]
     return [
-        first, remedies.hooks(seen), remedies.text_within(seen), remedies.adapters(seen), remedies.threads(seen),
-        remedies.untidy(seen), remedies.attention(seen), remedies.memory_format(seen), guidance(seen),
-        remedies.recompiled(seen, works[0][0] if len(works) > 1 else None),
+        first, overheads.hooks(seen), overheads.text_within(seen), overheads.adapters(seen), overheads.threads(seen),
+        overheads.untidy(seen), remedies.attention(seen), remedies.memory_format(seen), guidance(seen),
+        overheads.recompiled(seen, works[0][0] if len(works) > 1 else None),
     ]  # fmt: skip
 
 
