@@ -1,8 +1,8 @@
 """The data of the doctor's benchmark: solar cells of 64x64 pixels under captions that can be measured in the picture.
 
 `python benchmarks/doctor/data.py` writes runs/doctor/data with a train-k, validation-k and dozen-k for the halves k = 0
-and 1 of all cells; an even seed has the first half, an odd one the second. All six are disjoint, and cells that are nearly the same are in one of them, also mirrored or turned ones. Needs
-the solar-cell package.
+and 1 of all cells; an even seed has the first half, an odd one the second. All six are disjoint, and cells that are
+nearly the same are in one of them, also mirrored or turned ones. Needs the solar-cell package.
 """
 
 from __future__ import annotations

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 
 from mezzotint.conditioning import Conditioning
-from mezzotint.doctor import trials
+from mezzotint.doctor import steerings, trials
 from mezzotint.doctor.case import Case
 from mezzotint.doctor.statistics import Mean, ratio
 from mezzotint.process import prediction
@@ -63,7 +63,7 @@ def told(case: Case) -> Mean:
     heard as in training, 1/2 where they are told apart by chance alone, 0 where the other one is the right one.
     """
 
-    return case.once("told", lambda: change(case, trials.ANOTHER, trials.exchanged(case)))
+    return case.once("told", lambda: change(case, steerings.ANOTHER, steerings.exchanged(case)))
 
 
 def guided(case: Case) -> bool:
@@ -100,12 +100,12 @@ def weight(case: Case) -> Mean:
     for one that hears something else than was said.
     """
 
-    return case.once("guidance weight", lambda: change(case, trials.NOTHING, case.unsteered))
+    return case.once("guidance weight", lambda: change(case, steerings.NOTHING, case.unsteered))
 
 
 def change(case: Case, name: str, steering: Conditioning) -> Mean:
     """<target - o, c - o> / |c - o|^2 over the middle ratios: c the output as steered, o that steered otherwise."""
-    claim, asked = trials.steered(case, name, steering)
+    claim, asked = steerings.steered(case, name, steering)
     n = len(claim.latents)
     above, below = torch.zeros(n), torch.zeros(n)
     pairs = zip(trials.answers(case)[1:-1], asked, strict=True)

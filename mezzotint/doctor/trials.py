@@ -10,11 +10,9 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from mezzotint.conditioning import Conditioning
-from mezzotint.data.folder import NO_LABEL
 from mezzotint.doctor import filters, readings
 from mezzotint.doctor.case import Case, Drawn
-from mezzotint.doctor.readings import MIDDLE, RATIOS, Reading, Score
+from mezzotint.doctor.readings import RATIOS, Reading, Score
 from mezzotint.doctor.statistics import Mean, mean
 from mezzotint.errors import InputError
 from mezzotint.process import Discrete, Process, RectifiedFlow, prediction
@@ -25,7 +23,6 @@ FILTERED = RATIOS[2:5]  # where a network has most to say
 LEARNED = -0.1  # log error against the linear filter; healthy -0.5 to -0.7, an untrained network far above 0
 GOOD = -0.05  # mean log error that a reading must reach to explain anything: better than a scalar filter
 SCALES = tuple(1.4**i for i in range(-8, 9) if i)  # 1/15 to 15
-NOTHING, ANOTHER = "no caption", "another's caption"  # what steers in place of an image's own
 SLIPS = (-2.0, -1.3, -0.8, -0.4, 0.4, 0.8, 1.3, 2.0)  # logarithms by which told levels are moved
 KNOWN = 0.8  # of the largest gain from which a known schedule explains as much as a free number
 FACTORIAL = 4  # channels up to which every order is tried
@@ -257,55 +254,12 @@ def explanation(case: Case) -> tuple[str, Contest] | None:
     return case.once("explanation", run)
 
 
-def wishes(case: Case) -> list[str]:
-    """What is said of each image: its caption, or its label where the model has classes and no text."""
-    if case.model.text is not None:
-        return list(case.images.captions)
-    return ["" if label == NO_LABEL else str(label) for label in case.images.labels.tolist()]
-
-
-def steered(case: Case, name: str, steering: Conditioning) -> tuple[Reading, list[readings.Answer]]:
-    """The claimed reading but for what steers it, and the answers at the middle ratios; asked once for each name."""
-    claim = readings.claimed(case).named(name, steering=steering)
-    asked = case.once(f"answers with {name}", lambda: readings.raw_of(case, claim, MIDDLE, len(claim.latents)))
-    return claim, asked
-
-
-def unsteered(case: Case) -> Score:
-    """How well the network denoises the user's images without captions and labels, at the middle ratios."""
-    return readings.judged(*steered(case, NOTHING, case.unsteered), MIDDLE)
-
-
-def swapped(case: Case) -> Score:
-    """How well it does with the caption or label of another image."""
-    return readings.judged(*steered(case, ANOTHER, exchanged(case)), MIDDLE)
-
-
-def exchanged(case: Case) -> Conditioning:
-    """The conditioning with each image's caption or label replaced by another image's different one."""
-    rows = mismatched(wishes(case))
-    return case.once("exchanged", lambda: case.steering.map(lambda tensor: tensor[rows]))
-
-
 def pictures(case: Case) -> Drawn | None:
     """What the model draws; None where that comes to nothing, as under a wrong process it may."""
     try:
         return case.drawn
     except InputError:
         return None
-
-
-def mismatched(words: list[str]) -> Tensor:
-    """For each image another one with another caption, in a fixed order."""
-    n = len(words)
-    found = torch.arange(n)
-    for i in range(n):
-        for step in range(1, n):
-            j = (i + step * 7) % n if n % 7 else (i + step) % n
-            if words[j] != words[i]:
-                found[i] = j
-                break
-    return found
 
 
 def told(process: Process) -> str:

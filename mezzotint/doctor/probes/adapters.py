@@ -19,6 +19,7 @@ FACTOR = 3.0  # that the best weight may be from the one asked for
 STRONG = 3.0  # weight times alpha / rank: trainers' defaults are 1 / 32 to 2
 GAIN = 0.02  # log error that another weight must gain, or an adapter must lose, before it counts
 OPPOSED = -0.5  # mean cosine of two adapters' updates below which they undo each other
+SAME, ONCE = 0.98, 1.5  # and above which they are one adapter given twice; the sum of weights that is then too much
 MARGIN = 0.05  # log error by which a blend may be worse than the better of its adapters alone
 
 
@@ -178,9 +179,8 @@ def _blend(case: Case, every: Sequence[tuple[Opened, Adapter]]) -> Checked:
                 measures.append(Measure(f"{pair}: cosine of their updates", mean, min(shared), max(shared)))
                 bars = {pair: [(float(at), value) for at, value in enumerate(shared)]}
                 plots.append(Plot(f"Whether {pair} pull the same way", "module", "cosine", bars, "bars"))
-    against = min(
-        (m for m in measures if m.name.endswith("cosine of their updates")), key=lambda m: m.value, default=None
-    )
+    cosines = sorted((m for m in measures if m.name.endswith("cosine of their updates")), key=lambda m: m.value)
+    against = cosines[0] if cosines else None
     if against is not None and against.value < OPPOSED:
         finding = Finding(
             "adapter.blend", "harmful",
@@ -196,7 +196,7 @@ def _blend(case: Case, every: Sequence[tuple[Opened, Adapter]]) -> Checked:
     measures.append(_gain("what the better adapter alone gains against all", loss, f"at most {MARGIN}"))
     measures.append(_gain("what all adapters gain against none", found.together.gain(found.none)))
     if loss.low <= 0 or loss.value <= MARGIN:
-        return Checked((), tuple(measures), tuple(plots))
+        return Checked(_twice(every, cosines), tuple(measures), tuple(plots))
     gain = found.best.gain(found.together)
     wanted = [(each.path, weight) for (each, _), weight in zip(every, found.weights, strict=True)]
     flags = " ".join(f"--lora {path}@{weight:g}" for path, weight in wanted if weight)
@@ -210,3 +210,16 @@ def _blend(case: Case, every: Sequence[tuple[Opened, Adapter]]) -> Checked:
         strength=loss.value / MARGIN,
     )  # fmt: skip
     return Checked((finding,), tuple(measures), tuple(plots))
+
+
+def _twice(every: Sequence[tuple[Opened, Adapter]], cosines: Sequence[Measure]) -> tuple[Finding, ...]:
+    """One adapter under two names, that acts with the sum of its weights."""
+    weight = sum(each.weight for each, _ in every)
+    if len(every) != 2 or not cosines or (cosines[0].low or 0.0) < SAME or weight <= ONCE:
+        return ()
+    return (Finding(
+        "adapter.blend", "harmful",
+        f"{cosines[0].name.partition(':')[0]} are one adapter given twice (the cosine of their updates is"
+        f" {cosines[0].value:.3f}): it acts with the sum of their weights, {weight:g}",
+        "Give it once, at the weight that it needs.", strength=weight / ONCE, measures=(cosines[0],),
+    ),)  # fmt: skip

@@ -14,7 +14,7 @@ from torch.nn import functional as F
 from mezzotint import images
 from mezzotint.conditioning import Conditioning
 from mezzotint.data.folder import NO_LABEL
-from mezzotint.doctor import consistency, filters, pictures, readings, runs, trials
+from mezzotint.doctor import consistency, filters, pictures, readings, runs, steerings, trials
 from mezzotint.doctor.case import BATCH, Case, Drawn
 from mezzotint.doctor.finding import Checked, Exhibit, Finding, Measure, Plot, measured
 from mezzotint.doctor.pictures import Pictures
@@ -129,7 +129,7 @@ def learned(case: Case, own: Score, run: runs.Run | None) -> Part:
 
 def different_captions(case: Case) -> bool:
     """Whether images are told apart at all by what is said of them."""
-    return len(set(trials.wishes(case))) > 1
+    return len(set(steerings.wishes(case))) > 1
 
 
 def heard(case: Case) -> bool:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from mezzotint import images
-from mezzotint.doctor import consistency, readings, trials
+from mezzotint.doctor import consistency, readings, steerings, trials
 from mezzotint.doctor.case import Case, Drawn
 from mezzotint.doctor.finding import Checked, Exhibit, Finding, Measure, NotChecked, Plot, measured
 from mezzotint.errors import InputError
@@ -13,6 +13,7 @@ from mezzotint.errors import InputError
 CLIPPED = 0.06  # share of pixels outside the range, beyond that of unguided pictures and the user's images
 WIDER = 1.6  # deviation of guided latents against that of unguided ones
 UNTRAINED = 0.3  # log error of the unconditional branch above that of the conditional one
+IGNORANT = 0.03  # log error of it above that of a wrong condition, which knows less than nothing
 PICTURES = 8
 SCALES = (1.0, 1.5, 2.0, 3.0, 5.0, 7.5, 12.0)
 
@@ -81,7 +82,7 @@ def _branches(case: Case, measures: list[Measure]) -> list[Finding]:
         )  # fmt: skip
     if facts.scale != 1.0 and not facts.distilled:
         mine = trials.own(case).at(readings.MIDDLE)
-        free = trials.unsteered(case)
+        free = steerings.unsteered(case)
         worse = mine.gain(free)
         fit = consistency.weight(case)
         measures += [
@@ -89,16 +90,21 @@ def _branches(case: Case, measures: list[Measure]) -> list[Finding]:
                     f"at most {UNTRAINED:g}"),
             measured("multiple of the guided direction that fits the images best", fit, "about 1"),
         ]  # fmt: skip
-        if worse.value > UNTRAINED and worse.low > 0.7 * UNTRAINED:
+        misled = steerings.swapped(case).gain(free) if len(set(steerings.wishes(case))) > 1 else None
+        if misled is not None:
+            measures.append(measured("log error of the unconditional branch above that of a wrong condition", misled,
+                                     f"at most {IGNORANT:g}"))  # fmt: skip
+        ignorant = misled is not None and misled.value > IGNORANT and misled.low > 0
+        if ignorant or (worse.value > UNTRAINED and worse.low > 0.7 * UNTRAINED):
+            than = " than with its own, and higher than with a wrong one" if ignorant else ""
             findings.append(
                 Finding(
                     "guidance.untrained", "broken",
-                    f"without its condition the network's log error is {worse.value:.2f} higher: the branch that"
-                    " guidance"
-                    " compares with was never trained",
+                    f"without its condition the network's log error is {worse.value:.2f} higher{than}: the branch that"
+                    " guidance compares with was never trained",
                     "Draw at guidance 1, or train on with a share of captions (labels) dropped.",
                     f"mezzotint generate PROMPT --model {case.path} --guidance 1",
-                    strength=worse.value / UNTRAINED, measures=tuple(measures[-2:]),
+                    strength=max(1.0, worse.value / UNTRAINED), measures=tuple(measures[-3:]),
                 )
             )  # fmt: skip
     return findings

@@ -7,7 +7,7 @@ import math
 import torch
 from torch import Tensor, nn
 
-from mezzotint.doctor import fidelity, readings, trials
+from mezzotint.doctor import fidelity, readings, steerings, trials
 from mezzotint.doctor.case import BATCH, Case
 from mezzotint.doctor.finding import Checked, Finding, Measure, Plot, measured
 from mezzotint.families.model import working
@@ -88,7 +88,7 @@ def units(case: Case, measures: list[Measure]) -> list[Finding]:
         return _misread(case, *found, factor, moved / deviation)
     if itself is None:
         return []
-    free = trials.unsteered(case)  # captions that are misheard are another cause
+    free = steerings.unsteered(case)  # captions that are misheard are another cause
     given = min(mine.at(readings.MIDDLE).mean.value, free.mean.value)
     apart = given - itself.at(readings.MIDDLE).mean.value
     measures.append(Measure("log error on the user's images above that on its own", apart, bound=f"at most {APART:g}"))

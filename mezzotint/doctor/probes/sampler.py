@@ -23,6 +23,7 @@ PICTURES = 6
 REFERENCE, CONVERGED = "dpmpp_2m", 60  # sampler and steps that stand for the end of the path
 FAR = 0.36  # relative error against it from which pictures differ to the eye
 ROUGH = 0.25  # difference of log10 power spectra between drawn and converged pictures
+FAINT = 0.8  # deviation of what a sampler of fresh noise draws, of the converged pictures'; in enough steps above 0.9
 TWICE, SAME = 2, 0.15  # times the converged steps from which steps are wasted, where the pictures are the same
 LADDER = (4, 6, 8, 12, 20, 30, 50)
 SHIFTS = (1.0, 3.0)
@@ -68,8 +69,10 @@ def examine(case: Case) -> Checked:
         measures.append(
             measured(f"error against {REFERENCE} in {converged(model)} steps", error, f"at most {FAR:g}")
         )  # fmt: skip
+    faint = float(mine.std((0, 2, 3)).mean() / ends.std((0, 2, 3)).mean())
+    measures.append(Measure("deviation of pictures, of converged ones", faint, bound=f"at least {FAINT:g}"))
     bent = None if random else _bent(case, measures)
-    bad = rough > ROUGH or (not random and error.value > FAR)
+    bad = rough > ROUGH or (faint < FAINT if random else error.value > FAR)
     plots: list[Plot] = []
     if not random and facts.steps >= TWICE * converged(model) and error.high < SAME:
         findings.append(_wasted(case, error, measures))

@@ -8,7 +8,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from mezzotint.doctor import consistency, readings, trials
+from mezzotint.doctor import consistency, readings, steerings, trials
 from mezzotint.doctor.case import Case
 from mezzotint.doctor.encoders import Otherwise, otherwise
 from mezzotint.doctor.finding import Checked, Finding, Measure, NotChecked, measured
@@ -35,13 +35,13 @@ def examine(case: Case) -> Checked:
     model = case.model
     if model.text is None and model.contract.classes is None:
         raise NotChecked("nothing steers this model")
-    words = trials.wishes(case)
+    words = steerings.wishes(case)
     if len(set(words)) < 2:
         raise NotChecked("needs images with different captions or labels: give --data a folder with metadata.jsonl")
     mine = trials.own(case)
     claim = mine.reading
     middle = mine.at(MIDDLE)
-    other, none = trials.swapped(case), trials.unsteered(case)
+    other, none = steerings.swapped(case), steerings.unsteered(case)
     heard, against = middle.gain(other), middle.gain(none)
     change = response(case, claim, other.reading)
     measures = [
