@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -107,6 +107,19 @@ class Exact(nn.Module):
         return prediction.target(self.process.prediction, clean, noise, level).view_as(x)
 
 
+class Guided(nn.Module):
+    """What a label changes times a scale, none + scale (own - none): distilled guidance, or labels heard too weakly."""
+
+    def __init__(self, network: Exact, scale: float) -> None:
+        super().__init__()
+        self.network, self.guidance, self.config = network, scale, network.config
+
+    def forward(self, x: Tensor, t: Tensor, told: Conditioning) -> Tensor:
+        assert told.label is not None
+        none = self.network(x, t, replace(told, label=torch.full_like(told.label, len(CLASSES))))
+        return none + self.guidance * (self.network(x, t, told) - none)
+
+
 def examined(
     claimed: Process, true: Process | None = None, count: int = 24, steered: bool = False, **changes: Any
 ) -> Case:
@@ -120,7 +133,9 @@ def examined(
     flow = isinstance(claimed.schedule, RectifiedFlow)
     facts["sampling"] = SamplingFacts(sampler="flow_euler" if flow else "ddim", steps=20)
     facts |= changes.pop("facts", {})
-    network = Exact(world, true or claimed, sharp, deaf).eval()
+    network: nn.Module = Exact(world, true or claimed, sharp, deaf).eval()
+    if (scale := changes.pop("guided", None)) is not None:
+        network = Guided(network, scale)
     found: Model = model(network, pixel_codec(CHANNELS), **facts)
     drawn = torch.arange(count) % len(CLASSES)
     pixels = changes.pop("pixels", None)

@@ -140,9 +140,39 @@ def test_a_network_that_does_not_listen_is_named() -> None:
     assert found(examined(FLOW, steered=True, deaf=True))[0][0] == "text.ignored"
 
 
+@pytest.mark.parametrize("scale", [0.01, 0.1])
+def test_a_network_that_listens_too_little_is_named(scale: float) -> None:
+    case = examined(FLOW, steered=True, guided=scale)
+    assert consistency.weight(case).value == pytest.approx(1 / scale, rel=0.25)
+    assert found(case)[0] == ["text.ignored"]
+
+
 def test_what_a_caption_changes_is_right_in_a_network_that_is() -> None:
     weight = consistency.weight(examined(FLOW, steered=True, count=400))
     assert weight.value == pytest.approx(1, abs=0.05)
+
+
+@pytest.mark.parametrize("scale", [3.0, 7.5])
+def test_guidance_that_is_built_in_is_told_from_labels_that_are_wrong(scale: float) -> None:
+    case = examined(FLOW, steered=True, count=400, guided=scale)
+    assert consistency.weight(case).value == pytest.approx(1 / scale, abs=0.02)
+    assert consistency.guided(case)
+    some = torch.randperm(400, generator=torch.Generator().manual_seed(1)) % len(CLASSES)
+    wrong = examined(FLOW, steered=True, count=400, labels=some)
+    assert consistency.told(wrong).value == pytest.approx(0.5, abs=0.08)  # by chance
+    assert not consistency.guided(wrong)
+    assert found(wrong, ("text", "guidance"))[0] == ["text.labels"]
+
+
+def test_what_is_told_is_asked_again_until_it_is_sure() -> None:
+    wrong = torch.tensor([0, 2, 1, 0, 1, 2, 1, 0, 2, 1, 2, 0])
+    few, many = (
+        examined(FLOW, steered=True, count=n, labels=own) for n, own in ((12, wrong), (400, torch.arange(400) % 3))
+    )
+    assert consistency.told(many).value == pytest.approx(1, abs=0.05)
+    assert consistency.told(few).value == pytest.approx(0.5, abs=0.3)
+    rounds = [sum(name.startswith("exchanged") for name in case.memory) for case in (few, many)]
+    assert rounds[1] == 1 < rounds[0] <= consistency.ROUNDS
 
 
 def test_the_slope_is_one_at_every_level_and_falls_in_a_distilled_network() -> None:

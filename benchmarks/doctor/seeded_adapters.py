@@ -71,13 +71,14 @@ def layers_shuffled(patient: Patient, rng: Random) -> Patient:
 
 
 def other_seed(patient: Patient, rng: Random) -> Patient:
-    """The adapter that was trained on the model of the other seed."""
-    from nursery import Nest
+    """The adapter that was trained on the model of another seed."""
+    from nursery import ROOT
 
-    source = Nest(1 - patient.nest.seed).model(patient.name) / "kohya.safetensors"
-    if not source.is_file():
-        raise Unfit("the other seed has no such adapter")
-    target = copied(source, patient.scratch / "other.safetensors")
+    every = sorted(ROOT.glob(f"seed-*/{patient.name}/kohya.safetensors"))
+    others = [file for file in every if file.parent != patient.nest.model(patient.name)]
+    if not others:
+        raise Unfit("no other seed has such an adapter")
+    target = copied(rng.choice(others), patient.scratch / "other.safetensors")
     silent(target)
     return replace(patient, lora=((target, 1.0),))
 

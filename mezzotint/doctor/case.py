@@ -156,8 +156,12 @@ class Case:
     @cached_property
     def noise(self) -> Tensor:
         """(N or more, C, h, w) standard normal, the same for every comparison."""
-        count = max(len(self.images), DRAWN)
-        return torch.randn(count, *self.usable.shape[1:], generator=torch.Generator().manual_seed(self.seed))
+        return self.noises(0)
+
+    def noises(self, draw: int) -> Tensor:
+        """The noise of a comparison that is repeated with another one; draw 0 is that of all others."""
+        count, generator = max(len(self.images), DRAWN), torch.Generator().manual_seed(self.seed + 7919 * draw)
+        return torch.randn(count, *self.usable.shape[1:], generator=generator)
 
     @cached_property
     def drawn(self) -> Drawn:

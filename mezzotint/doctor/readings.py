@@ -94,10 +94,10 @@ def level_at(schedule: Discrete | RectifiedFlow, ratio: float) -> Level[float]:
 Answer = tuple[Level[float], Tensor, Tensor]  # a level, x at it, and the raw output
 
 
-def raw_of(case: Case, reading: Reading, ratios: Sequence[float], count: int) -> list[Answer]:
-    """(level, x, raw) of `count` images at every ratio, by the one noise of the case."""
+def raw_of(case: Case, reading: Reading, ratios: Sequence[float], count: int, draw: int = 0) -> list[Answer]:
+    """(level, x, raw) of `count` images at every ratio, all by one noise of the case."""
     found: list[Answer] = []
-    clean, noise = reading.latents[:count], case.noise[:count]
+    clean, noise = reading.latents[:count], (case.noises(draw) if draw else case.noise)[:count]
     deviation = float(reading.latents.std())
     levels = [level_at(reading.process.schedule, ratio * deviation) for ratio in ratios]
     xs = torch.cat([level.alpha * clean + level.sigma * noise for level in levels])
@@ -129,9 +129,11 @@ def scalar_error(clean: Tensor, level: Level[float]) -> Tensor:
     return (v * level.sigma**2 / (level.alpha**2 * v + level.sigma**2)).mean().float()
 
 
-def score(case: Case, reading: Reading, ratios: Sequence[float] = RATIOS, count: int | None = None) -> Score:
+def score(
+    case: Case, reading: Reading, ratios: Sequence[float] = RATIOS, count: int | None = None, draw: int = 0
+) -> Score:
     """How well the network denoises the user's images under a reading."""
-    return judged(reading, raw_of(case, reading, ratios, count or len(reading.latents)), tuple(ratios))
+    return judged(reading, raw_of(case, reading, ratios, count or len(reading.latents), draw), tuple(ratios))
 
 
 def contest(case: Case, mine: Score, others: Sequence[Reading], best: int = 2) -> tuple[Score, ...]:

@@ -21,10 +21,10 @@ def wishes(case: Case) -> list[str]:
     return ["" if label == NO_LABEL else str(label) for label in case.images.labels.tolist()]
 
 
-def steered(case: Case, name: str, steering: Conditioning) -> tuple[Reading, list[readings.Answer]]:
+def steered(case: Case, name: str, steering: Conditioning, draw: int = 0) -> tuple[Reading, list[readings.Answer]]:
     """The claimed reading but for what steers it, and the answers at the middle ratios; asked once for each name."""
-    claim = readings.claimed(case).named(name, steering=steering)
-    asked = case.once(f"answers with {name}", lambda: readings.raw_of(case, claim, MIDDLE, len(claim.latents)))
+    claim, n = readings.claimed(case).named(name, steering=steering), len(case.usable)
+    asked = case.once(f"answers with {name}, {draw}", lambda: readings.raw_of(case, claim, MIDDLE, n, draw))
     return claim, asked
 
 
@@ -38,18 +38,18 @@ def swapped(case: Case) -> Score:
     return readings.judged(*steered(case, ANOTHER, exchanged(case)), MIDDLE)
 
 
-def exchanged(case: Case) -> Conditioning:
+def exchanged(case: Case, draw: int = 0) -> Conditioning:
     """The conditioning with each image's caption or label replaced by another image's different one."""
-    rows = mismatched(wishes(case))
-    return case.once("exchanged", lambda: case.steering.map(lambda tensor: tensor[rows]))
+    rows = mismatched(wishes(case), draw)
+    return case.once(f"exchanged {draw}", lambda: case.steering.map(lambda tensor: tensor[rows]))
 
 
-def mismatched(words: list[str]) -> Tensor:
-    """For each image another one with another caption, in a fixed order."""
+def mismatched(words: list[str], draw: int = 0) -> Tensor:
+    """For each image another one with another caption, in a fixed order; another order for every draw."""
     n = len(words)
     found = torch.arange(n)
     for i in range(n):
-        for step in range(1, n):
+        for step in range(1 + 3 * draw, n + 3 * draw):
             j = (i + step * 7) % n if n % 7 else (i + step) % n
             if words[j] != words[i]:
                 found[i] = j

@@ -30,7 +30,6 @@ MIDDLE = slice(2, 5)  # of RATIOS: sigma / alpha from 0.4 to 2.5, where a networ
 NOISY = 5  # of RATIOS: sigma / alpha = 6.7, where of an image that is not known by heart hardly anything is left
 # Bounds, with what healthy models show (the starter on its cells; of the nursery dit-clean and sd1-epsilon).
 REST = 0.97  # slope of the target on the output; healthy 0.99 to 1.04, with noise on weights 0.90 to 0.97
-HEARD = 0.75  # of what a caption changes must be right
 COPY, COPIES = 0.5, 0.25  # healthy: none, median ratio 1.7 to 2.4; on a folder of six images 1 of 16, and 0.8
 SUSPICIOUS = -1.5  # log error at the noisiest level from which pictures are looked at without guidance; healthy -1.1
 DIVERSE = 0.35  # of the variance of the data; healthy 0.7 to 2.3
@@ -137,7 +136,7 @@ def heard(case: Case) -> bool:
     if trials.explanation(case) is not None:
         return False
     steered = case.model.text is not None or case.model.contract.classes is not None
-    return not steered or not different_captions(case) or consistency.told(case).high >= HEARD
+    return not steered or not different_captions(case) or consistency.told(case).high >= consistency.HEARD
 
 
 # By heart.
