@@ -231,7 +231,7 @@ def test_moving_parts_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_guidance_is_noted_with_its_factor() -> None:
-    model = broader()
+    model = broader(size=32)
     assert speed.guidance(seen_of(case_of(model))) == ([], [])
     guided = parts.with_contract(model, guidance=GuidanceFacts(dropout=0.1, scale=3.0))
     (found,), (told,) = speed.guidance(seen_of(case_of(guided)))

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from mezzotint.conditioning import Conditioning
-from mezzotint.doctor import readings, steerings, trials
+from mezzotint.doctor import steerings, trials
 from mezzotint.doctor.case import Case
 from mezzotint.doctor.readings import MIDDLE
 from mezzotint.doctor.statistics import Mean, ratio
@@ -65,21 +66,25 @@ def told(case: Case) -> Mean:
     """The share of the change from another image's caption to the right one that is right.
 
     <target - o, c - o> / |c - o|^2 over the middle ratios, o the output under the other caption: 1 where captions are
-    heard as in training, 1/2 where they are told apart by chance alone, 0 where the other one is the right one. Tried
-    with other noise and other images' captions until it is on one side of HEARD, or ROUNDS times.
+    heard as in training, 1/2 where they are told apart by chance alone, 0 where the other one is the right one.
     """
+    return case.once("told", lambda: surely(case, steerings.ANOTHER, lambda draw: steerings.exchanged(case, draw)))
 
-    def run() -> Mean:
-        above, below = changed(case, steerings.ANOTHER, steerings.exchanged(case))
-        for draw in range(1, ROUNDS):
-            fit = ratio(above, below)
-            if fit.high < HEARD or fit.low > HEARD:
-                break
-            more = changed(case, steerings.ANOTHER, steerings.exchanged(case, draw), draw)
-            above, below = above + more[0], below + more[1]
-        return ratio(above, below)
 
-    return case.once("told", run)
+def weight(case: Case) -> Mean:
+    """The multiple a of (conditional - unconditional) that fits the truth best: about 1 where guidance is not built in.
+
+    a = <target - u, c - u> / |c - u|^2 over the middle ratios; 1 / w for a network that was distilled at guidance w, 0
+    for one that hears something else than was said.
+    """
+    return case.once("guidance weight", lambda: surely(case, steerings.NOTHING, lambda draw: case.unsteered))
+
+
+def misheard(case: Case) -> bool:
+    """Whether a network hears something else than was said: of what captions change, too little is right."""
+    if len(set(steerings.wishes(case))) < 2:
+        return False
+    return min(told(case).high, weight(case).high) < HEARD and not guided(case)
 
 
 def guided(case: Case) -> bool:
@@ -114,21 +119,24 @@ def optimum(case: Case) -> Mean:
     return case.once("optimum", run)
 
 
-def weight(case: Case) -> Mean:
-    """The multiple a of (conditional - unconditional) that fits the truth best: about 1 where guidance is not built in.
-
-    a = <target - u, c - u> / |c - u|^2 over the middle ratios; 1 / w for a network that was distilled at guidance w, 0
-    for one that hears something else than was said.
-    """
-
-    return case.once("guidance weight", lambda: ratio(*changed(case, steerings.NOTHING, case.unsteered)))
+def surely(case: Case, name: str, steering: Callable[[int], Conditioning]) -> Mean:
+    """<target - o, c - o> / |c - o|^2: with other noise, and what `steering` gives for it, until it is on one side of
+    HEARD, or ROUNDS times."""
+    above, below = changed(case, name, steering(0))
+    for draw in range(1, ROUNDS):
+        fit = ratio(above, below)
+        if fit.high < HEARD or fit.low > HEARD:
+            break
+        more = changed(case, name, steering(draw), draw)
+        above, below = above + more[0], below + more[1]
+    return ratio(above, below)
 
 
 def changed(case: Case, name: str, steering: Conditioning, draw: int = 0) -> tuple[Tensor, Tensor]:
     """(N,) <target - o, c - o> and |c - o|^2 over the middle ratios: c the output as steered, o steered otherwise."""
     claim, asked = steerings.steered(case, name, steering, draw)
     n, noise = len(claim.latents), case.noises(draw)
-    own = readings.raw_of(case, readings.claimed(case), MIDDLE, n, draw) if draw else trials.answers(case)[1:-1]
+    own = steerings.steered(case, steerings.OWN, case.steering, draw)[1] if draw else trials.answers(case)[1:-1]
     above, below = torch.zeros(n), torch.zeros(n)
     for (level, _, c), (_, _, o) in zip(own, asked, strict=True):
         target = prediction.target(claim.process.prediction, claim.latents, noise[:n], level)

@@ -11,7 +11,7 @@ from mezzotint.doctor import readings
 from mezzotint.doctor.case import Case
 from mezzotint.doctor.readings import MIDDLE, Reading, Score
 
-NOTHING, ANOTHER = "no caption", "another's caption"  # what steers in place of an image's own
+OWN, NOTHING, ANOTHER = "its caption", "no caption", "another's caption"  # what steers
 
 
 def wishes(case: Case) -> list[str]:

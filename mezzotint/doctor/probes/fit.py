@@ -136,7 +136,7 @@ def heard(case: Case) -> bool:
     if trials.explanation(case) is not None:
         return False
     steered = case.model.text is not None or case.model.contract.classes is not None
-    return not steered or not different_captions(case) or consistency.told(case).high >= consistency.HEARD
+    return not steered or not different_captions(case) or not consistency.misheard(case)
 
 
 # By heart.

@@ -90,9 +90,8 @@ def _branches(case: Case, measures: list[Measure]) -> list[Finding]:
                     f"at most {UNTRAINED:g}"),
             measured("multiple of the guided direction that fits the images best", fit, "about 1"),
         ]  # fmt: skip
-        wrong = steerings.swapped(case) if len(set(steerings.wishes(case))) > 1 else None
-        heard = wrong is not None and mine.gain(wrong).low > 0  # else conditions are wrong, and tell nothing
-        misled = wrong.gain(free) if wrong is not None and heard else None
+        tell = len(set(steerings.wishes(case))) > 1 and not consistency.misheard(case)  # else they say nothing
+        misled = steerings.swapped(case).gain(free) if tell else None
         if misled is not None:
             measures.append(measured("log error of the unconditional branch above that of a wrong condition", misled,
                                      f"at most {IGNORANT:g}"))  # fmt: skip

@@ -62,7 +62,7 @@ def examine(case: Case) -> Checked:
         best = _readings(case, middle, measures, findings)
     if ignored and not findings:
         findings.append(_ignored(case, change, faint, measures))
-    elif not ignored and best is None and fit.high < HEARD and not distilled(case) and trials.explanation(case) is None:
+    elif not ignored and best is None and misheard(case, middle, other, none) and trials.explanation(case) is None:
         findings.append(_misheard(case, words, middle, none, fit, measures))
     plot = curves([middle, other, none], "error of the clean image by caption")
     return Checked(tuple(findings), tuple(measures), (plot,))
@@ -81,9 +81,14 @@ def _ignored(case: Case, change: float, faint: Mean, measures: list[Measure]) ->
     )  # fmt: skip
 
 
-def distilled(case: Case) -> bool:
-    """Whether guidance or few steps are built in, after which what a caption changes is no measure of being heard."""
-    return consistency.guided(case) or consistency.calibration(case).distilled
+def misheard(case: Case, own: Score, other: Score, none: Score) -> bool:
+    """Whether what is said changes the wrong things, or makes the network surely worse than saying nothing does.
+
+    Where guidance or few steps are built in, what a caption changes is no measure of being heard.
+    """
+    if consistency.guided(case) or consistency.calibration(case).distilled:
+        return False
+    return consistency.misheard(case) or (own.gain(none).high < 0 and own.gain(other).low <= 0)
 
 
 def response(case: Case, claim: Reading, other: Reading, ratio: float = MIDDLE[-1]) -> float:
