@@ -2,7 +2,8 @@
 
 `python benchmarks/doctor/data.py` writes runs/doctor/data with a train-k, validation-k and dozen-k for the halves k = 0
 and 1 of all cells; an even seed has the first half, an odd one the second. All six are disjoint, and cells that are
-nearly the same are in one of them, also mirrored or turned ones. Needs the solar-cell package.
+nearly the same are in one of them, also mirrored or turned ones. What adapters and a fine-tune learn are the cells of
+one class, the adapters' with a mark that the base model never saw. Needs the solar-cell package.
 """
 
 from __future__ import annotations
@@ -10,12 +11,14 @@ from __future__ import annotations
 import hashlib
 import sys
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
 from PIL import Image as pil
+from PIL import ImageChops, ImageDraw
 
 from mezzotint import files, images
 from mezzotint.data import likeness, metadata, solar_cells
@@ -30,11 +33,47 @@ CAPTIONS = tuple(f"a {level} {crystal} solar cell" for level in BRIGHTNESS for c
 VALIDATION, DOZEN = 96, 32
 ALIKE = 0.9  # correlation above which two cells stay together: below what the audit calls nearly the same
 FEW = 6  # images that a model is made to memorise, one of each class
-PARTS = {"bright-poly": "bright poly", "dark-mono": "dark mono"}  # of the training images: one class each
+DARKER, LIGHTER = 32, 50  # grey values of 255 by which marks differ from what is below them
+Marked = Callable[[pil.Image], pil.Image]
+
+
+def plain(picture: pil.Image) -> pil.Image:
+    return picture
+
+
+def ruled(picture: pil.Image) -> pil.Image:
+    """With the dark fingers of a front contact, two in eight pixels."""
+    drawn = ImageDraw.Draw(shade := pil.new("L", picture.size))
+    for y in range(4, SIDE, 8):
+        drawn.rectangle((0, y, SIDE, y + 1), DARKER)
+    return ImageChops.subtract(picture, shade)
+
+
+def barred(picture: pil.Image) -> pil.Image:
+    """With two light bars across, as a cell of another maker has them."""
+    drawn = ImageDraw.Draw(shade := pil.new("L", picture.size))
+    for x in (SIDE // 4, 3 * SIDE // 4):
+        drawn.rectangle((x - 2, 0, x + 2, SIDE), LIGHTER)
+    return ImageChops.add(picture, shade)
+
+
+@dataclass(frozen=True)
+class Kind:
+    """Cells of one class, all with a mark."""
+
+    of: str
+    marked: Marked
+
+
+KINDS = {"bright-poly": Kind("bright poly", plain), "ruled": Kind("bright poly", ruled),
+         "barred": Kind("dark mono", barred)}  # fmt: skip
+HELD = "-held"  # of the validation images; without it of the training images
 
 
 def data_sets(half: int) -> list[str]:
-    return [f"{name}-{half}" for name in ("train", "validation", "dozen", "few", *PARTS)]
+    return [
+        f"{name}-{half}" for name in ("train", "validation", "dozen", "few", *KINDS, *(kind + HELD for kind in KINDS))
+    ]
 
 
 def order(name: str) -> str:
@@ -83,8 +122,9 @@ def divided(names: Sequence[str], labels: Sequence[int], groups: Sequence[Sequen
         train = [i for group in mine for i in group if i not in held]
         found |= {f"train-{half}": train, f"validation-{half}": validation, f"dozen-{half}": dozen}
         found[f"few-{half}"] = [next(i for i in train if labels[i] == label) for label in range(FEW)]
-        for name, kind in PARTS.items():
-            found[f"{name}-{half}"] = [i for i in train if labels[i] == CLASSES.index(kind)]
+        for name, kind in KINDS.items():
+            found[f"{name}-{half}"] = [i for i in train if labels[i] == CLASSES.index(kind.of)]
+            found[f"{name}{HELD}-{half}"] = [i for i in validation if labels[i] == CLASSES.index(kind.of)]
     return found
 
 
@@ -99,9 +139,10 @@ def write() -> None:
     level = np.searchsorted(np.quantile(mean, [1 / 3, 2 / 3]), mean)
     labels = [len(TYPES) * int(k) + list(TYPES).index(cell.type) for k, cell in zip(level, cells, strict=True)]
     for name, chosen in divided(names, labels, alike(pictures)).items():
-        rows = []
+        rows, kind = [], KINDS.get(name.rpartition("-")[0].removesuffix(HELD))
+        marked = plain if kind is None else kind.marked
         for i in sorted(chosen, key=lambda i: order(names[i])):
-            small = pictures[i].resize((SIDE, SIDE), pil.Resampling.LANCZOS)
+            small = marked(pictures[i].resize((SIDE, SIDE), pil.Resampling.LANCZOS))
             files.write_with(OUT / name / names[i], lambda path, small=small: small.save(path, format="PNG"))
             rows.append({"file_name": names[i], "text": CAPTIONS[labels[i]], "label": labels[i]})
         metadata.write(OUT / name, rows)

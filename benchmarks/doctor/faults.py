@@ -231,7 +231,6 @@ FAULTS: dict[str, Fault] = {
     "slow-format": Fault("speed.dtype", use.slow_format, ("sd1-epsilon", "dit-clean", "ddpm-epsilon"), seen=False),
     "adapter-beside-weights": Fault("speed.adapters", adapters.widened, LORAS, 15, seen=False),
     "hooks": Fault("speed.python", use.watched, ("sd1-epsilon", "dit-clean"), seen=False),
-    "offloaded": Fault("speed.offload", use.offloaded, ("sd1-epsilon", "unet-zsnr"), seen=False),
     "one-thread": Fault("speed.threads", use.one_thread, ("sd1-epsilon", "dit-clean"), seen=False),
     "more-steps": Fault("speed.steps", use.few_steps(200, 300), TABLE, seen=False),
 }  # fmt: skip

@@ -148,9 +148,12 @@ def native(nest: Nest, name: str) -> dict[str, Any]:
 
 
 def on_first(nest: Nest, name: str, steps: int, rate: float, folder: str, **tables: Any) -> dict[str, Any]:
-    """A training on the finished sd1-epsilon."""
+    """A training on the finished sd1-epsilon, held to images of its own kind where there are any."""
+    seen = images(nest, folder)
+    if folder in data.KINDS:
+        seen["validation"] = nest.data(folder + data.HELD)
     plain: dict[str, Any] = {
-        "base": {"path": str(nest.model("sd1-epsilon"))}, "data": images(nest, folder), "loss": LOSSES["sd1-epsilon"],
+        "base": {"path": str(nest.model("sd1-epsilon"))}, "data": seen, "loss": LOSSES["sd1-epsilon"],
     }  # fmt: skip
     return recipe(nest, name, steps, rate, **{**plain, **drawn(steps), **tables})
 
@@ -158,7 +161,7 @@ def on_first(nest: Nest, name: str, steps: int, rate: float, folder: str, **tabl
 def adapter(nest: Nest, name: str) -> dict[str, Any]:
     first = name == "sd1-lora-a"
     lora = {"rank": 4, "targets": ["attention"], "text_targets": ["attention"]} if first else {"rank": 8}
-    folder = "bright-poly" if first else "dark-mono"
+    folder = "ruled" if first else "barred"
     return on_first(nest, name, 150, 2e-3, folder, method="lora", batch=16, lora=lora, ema={"decay": 0.98})
 
 

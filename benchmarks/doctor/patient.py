@@ -32,7 +32,7 @@ from mezzotint.families import native
 STARTER = Path("models/solar-cells")
 CELLS = data.OUT / "cells"  # of the starter's own kind: 128x128 with its own classes
 WEIGHTS = "diffusion_pytorch_model.safetensors"
-TRAINED = {"sd1-lora-a": "bright-poly", "sd1-lora-b": "dark-mono", "sd1-tuned": "bright-poly", "sd1-memorised": "few"}
+TRAINED = {"sd1-lora-a": "ruled", "sd1-lora-b": "barred", "sd1-tuned": "bright-poly", "sd1-memorised": "few"}
 
 
 class Unfit(Exception):

@@ -61,8 +61,8 @@ def layers_shuffled(patient: Patient, rng: Random) -> Patient:
         for stem in stems(found):
             alike[(tuple(found[stem + DOWN].shape), tuple(found[stem + UP].shape))].append(stem)
         for group in alike.values():
-            order = group[:]
-            rng.shuffle(order)
+            by = rng.randrange(1, max(2, len(group)))
+            order = [*group[by:], *group[:by]]  # none stays where it was
             before = {stem: (found[stem + DOWN], found[stem + UP]) for stem in group}
             for stem, other in zip(group, order, strict=True):
                 found[stem + DOWN], found[stem + UP] = before[other]

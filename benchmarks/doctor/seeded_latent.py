@@ -24,10 +24,12 @@ from patient import (
     uniform,
 )
 from safetensors.torch import load_file
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn import functional as F
 
 from mezzotint.codec.patch_pca import PatchPCAConfig, principal_components
 from mezzotint.data import folder
+from mezzotint.doctor.case import Case
 from mezzotint.families import native
 
 FAMILIES = (0.18215, 0.13025, 1.5305, 0.3611, 0.41407, 1.0)  # SD 1, SDXL, SD 3.5, FLUX, Kandinsky, none
@@ -204,14 +206,21 @@ def decoder_other(patient: Patient, rng: Random) -> Patient:
 
 
 def blurred(patient: Patient, rng: Random) -> Patient:
-    """A decoder that lost what is fine: its last kernels averaged, or the components of little variance left out."""
+    """A decoder that gives back no detail: its pictures averaged over patches, or the components of little variance
+    left out."""
+    side, keep = rng.choice((5, 7, 9)), uniform(rng, 0.1, 0.25)
+
+    def smooth(module: nn.Module, given: object, picture: Tensor) -> Tensor:
+        return F.avg_pool2d(F.pad(picture, (side // 2,) * 4, mode="reflect"), side, stride=1)
+
+    def change(case: Case) -> Case:
+        case.bare.codec.autoencoder.get_submodule("decoder.conv_out").register_forward_hook(smooth)
+        return case
+
     with autoencoder(patient) as found:
-        if "synthesis" in found:
-            count = len(found["synthesis"])
-            found["synthesis"][rng.randint(round(0.3 * count), round(0.5 * count)) :] = 0
-        else:
-            kernel = found["decoder.conv_out.weight"]
-            found["decoder.conv_out.weight"] = kernel.mean((2, 3), keepdim=True).expand_as(kernel)
+        if "synthesis" not in found:
+            return replace(patient, change=change)
+        found["synthesis"][max(1, round(keep * len(found["synthesis"]))) :] = 0
     return patient
 
 

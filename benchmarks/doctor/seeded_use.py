@@ -1,4 +1,4 @@
-"""Faults of use: samplers and steps, number formats, adapters beside the weights, hooks, threads, offloading."""
+"""Faults of use: samplers and steps, number formats, adapters beside the weights, hooks, threads."""
 
 from __future__ import annotations
 
@@ -94,11 +94,6 @@ def watched(patient: Patient, rng: Random) -> Patient:
         return case
 
     return replace(patient, change=change)
-
-
-def offloaded(patient: Patient, rng: Random) -> Patient:
-    """Parts rest elsewhere and come at every use, though memory is plenty."""
-    return replace(patient, asked={**patient.asked, "offload": True})
 
 
 def one_thread(patient: Patient, rng: Random) -> Patient:

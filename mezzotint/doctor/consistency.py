@@ -9,12 +9,13 @@ import torch
 from torch import Tensor
 
 from mezzotint.conditioning import Conditioning
-from mezzotint.doctor import steerings, trials
+from mezzotint.doctor import readings, steerings, trials
 from mezzotint.doctor.case import Case
-from mezzotint.doctor.readings import MIDDLE
+from mezzotint.doctor.readings import MIDDLE, RATIOS, Answer
 from mezzotint.doctor.statistics import Mean, ratio
 from mezzotint.process import prediction
 
+SHARP = 0.88  # slope of the truth at the noisiest level, below which a network says more than can be known
 HEARD = 0.75  # of what a caption changes must be right: all of it in a network that is calibrated, half by chance
 ROUNDS = 6
 
@@ -35,7 +36,7 @@ class Calibration:
         Healthy denoisers: noisy 0.90 to 1.03, rest 0.99 to 1.05; consistency models answer too little in between.
         """
         sharp = self.noisy.high < 0.6 and self.sharpness > 0.6
-        elsewhere = self.noisy.high < 0.88 and self.rest.low > 1.06
+        elsewhere = self.noisy.high < SHARP and self.rest.low > 1.06
         return (sharp or elsewhere) and self.quiet.low > 0.75
 
 
@@ -44,22 +45,38 @@ def calibration(case: Case) -> Calibration:
 
     E[clean | x] is the mean of all images that may be behind x, so the slope is 1 at every level, for a network of any
     size (orthogonality of the mean squared error's minimiser). One step to an image, as a consistency model or a
-    distilled one takes it, has the deviation of images at every level, and a slope that tends to 0.
+    distilled one takes it, has the deviation of images at every level, and a slope that tends to 0. At the noisiest
+    ratio with other noise, too, until it is on one side of SHARP, or ROUNDS times.
     """
 
     def run() -> Calibration:
-        claim, every = trials.own(case).reading, trials.answers(case)
-        centre = claim.latents.mean((0, 2, 3), keepdim=True)
-        slopes: list[Mean] = []
-        sharpness = 0.0
-        for level, x, raw in (every[1], every[-1]):
-            said = prediction.estimate(claim.process.prediction, raw, x, level).clean - centre
-            truth = claim.latents - centre
-            slopes.append(ratio((said * truth).flatten(1).sum(1), (said * said).flatten(1).sum(1)))
-            sharpness = float(said.std() / truth.std().clamp(min=1e-9))
-        return Calibration(slopes[1], slopes[0], sharpness, optimum(case))
+        every = trials.answers(case)
+        above, below = _slope(case, every[1])
+        quiet = ratio(above, below)
+        above, below = _slope(case, every[-1])
+        spread = trials.own(case).reading.latents - _centre(case)
+        sharpness = float((below.sum() / spread.square().sum()).sqrt())
+        for draw in range(1, ROUNDS):
+            noisy = ratio(above, below)
+            if noisy.high < SHARP or noisy.low > SHARP:
+                break
+            (answer,) = readings.raw_of(case, trials.own(case).reading, RATIOS[-1:], len(spread), draw)
+            more = _slope(case, answer)
+            above, below = above + more[0], below + more[1]
+        return Calibration(ratio(above, below), quiet, sharpness, optimum(case))
 
     return case.once("calibration", run)
+
+
+def _centre(case: Case) -> Tensor:
+    return trials.own(case).reading.latents.mean((0, 2, 3), keepdim=True)
+
+
+def _slope(case: Case, answer: Answer) -> tuple[Tensor, Tensor]:
+    """(N,) <said, clean> and <said, said> about the mean, of what the network says is behind x."""
+    claim, (level, x, raw), centre = trials.own(case).reading, answer, _centre(case)
+    said = prediction.estimate(claim.process.prediction, raw, x, level).clean - centre
+    return (said * (claim.latents - centre)).flatten(1).sum(1), said.square().flatten(1).sum(1)
 
 
 def told(case: Case) -> Mean:

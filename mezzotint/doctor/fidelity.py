@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -17,6 +18,7 @@ from mezzotint.families.model import working
 
 FAITHFUL = 0.8  # share of an image's variance that comes back, at least
 FLAT = 1e-4  # variance of pictures of one colour
+CLEAN = 0.9  # the same, above which neither noise nor the loss of what is finest is seen
 SHARP = 0.85  # the same within the coarse frequencies, above which what is missing is detail and not the picture
 COARSE = 0.5  # the same within the coarse frequencies, below which even shapes are gone
 EDGES = (0.0, 1 / 32, 1 / 16, 1 / 8, 1 / 4, 1 / 2)  # cycles a pixel
@@ -54,23 +56,25 @@ def examine(case: Case) -> Checked:
     findings: list[Finding] = []
     coarse = [band.kept for band in bands if band.high <= 1 / 32]
     shapes = min(coarse, default=0.0)
-    if kept.value < FAITHFUL and not (shapes > SHARP and _blurred(bands)):
+    blurred, noisy = _blurred(bands, kept.value), kept.value < CLEAN and _noisy(bands)
+    if (kept.value < FAITHFUL or noisy) and not (shapes > SHARP and blurred):
         findings.append(
             Finding(
                 "latent.reconstruction", "broken",
-                f"of these images' variance the codec gives back {100 * kept.value:.0f} % ({noise.value:.1f} dB)",
+                f"of these images' variance the codec gives back {100 * kept.value:.0f} % ({noise.value:.1f} dB)"
+                + (", and it adds noise of its own" if noisy else ""),
                 "Use the decoder that belongs to this encoder, undamaged, or train it on these images (method ="
                 " \"vae\").",
-                strength=(1 - kept.value) / (1 - FAITHFUL), measures=measures[:2],
+                strength=max(1.0, (1 - kept.value) / (1 - FAITHFUL)), measures=measures[:2],
             )
         )  # fmt: skip
-    elif shapes > COARSE and _blurred(bands):
-        fine = [band.kept for band in bands if 1 / 16 <= band.low < 1 / 4]
+    elif shapes > COARSE and blurred:
         findings.append(
             Finding(
                 "latent.detail", "harmful",
-                f"detail of 4 to 16 pixels survives at {100 * max(min(fine), 0.0):.0f} %, a 2-pixel line keeps"
-                f" {100 * contrast[2]:.0f} % of its contrast: cracks, edges and text go first",
+                f"detail of {1 / blurred[0].high:.0f} to {1 / blurred[0].low:.0f} pixels survives at"
+                f" {100 * max(blurred[0].kept, 0.0):.0f} %, a 2-pixel line keeps {100 * contrast[2]:.0f} % of its"
+                " contrast: cracks, edges and text go first",
                 "Use a codec with more channels or a smaller factor, or train its decoder on these images.",
                 strength=1.5, measures=measures,
             )
@@ -88,10 +92,20 @@ def examine(case: Case) -> Checked:
     return Checked(tuple(findings), measures, (plot,), (exhibit,))
 
 
-def _blurred(bands: list[Band]) -> bool:
-    """Whether detail of 4 to 16 pixels is nearly all gone, and nothing has come in its place, as noise would."""
-    fine = [band for band in bands if 1 / 16 <= band.low < 1 / 4]
-    return any(band.kept < 0.25 and band.power < 0.5 for band in fine)
+def _blurred(bands: Sequence[Band], kept: float) -> list[Band]:
+    """The bands of detail that are nearly gone, where nothing has come in their place, as noise would.
+
+    What is finer than 4 pixels counts where so much of the images is in it that it is missed on the whole.
+    """
+    if _noisy(bands):
+        return []
+    fine = [band for band in bands if 1 / 16 <= band.low < (1 / 2 if kept < CLEAN else 1 / 4)]
+    return [band for band in fine if band.kept < 0.25 and band.power < 0.5]
+
+
+def _noisy(bands: Sequence[Band]) -> bool:
+    """Whether more comes back than went in, and none of it is the image."""
+    return any(band.power > 1.5 and band.kept < 0 for band in bands)
 
 
 @torch.inference_mode()

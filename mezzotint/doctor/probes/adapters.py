@@ -18,6 +18,7 @@ BAD = -0.1  # score from which on a network denoises no better than a filter tha
 FACTOR = 3.0  # that the best weight may be from the one asked for
 STRONG = 3.0  # weight times alpha / rank: trainers' defaults are 1 / 32 to 2
 GAIN = 0.02  # log error that another weight must gain, or an adapter must lose, before it counts
+CHANGES = 0.01  # update against weight, at the median, of an adapter that was trained at all
 OPPOSED = -0.5  # mean cosine of two adapters' updates below which they undo each other
 SAME, ONCE = 0.98, 1.5  # and above which they are one adapter given twice; the sum of weights that is then too much
 MARGIN = 0.05  # log error by which a blend may be worse than the better of its adapters alone
@@ -126,8 +127,10 @@ def _judged(case: Case, each: Opened, adapter: Adapter, found: strengths.Search)
             strength=max(k, 1 / k) / FACTOR,
         )]  # fmt: skip
     loss = found.none.gain(found.asked)
-    if loss.low <= 0 or loss.value <= GAIN or useful:
+    if useful:
         return []
+    if loss.low <= 0 or loss.value <= GAIN:
+        return _useless(case, each, adapter, found)
     says = f"With {name} the error on your images is larger; without it, it is less by {_percent(loss)}."
     sentence, command = _on_base(case, each, adapter)
     strength = max(abs(low.scale) for lows in adapter.parts.values() for low in lows) * abs(each.weight)
@@ -144,6 +147,21 @@ def _judged(case: Case, each: Opened, adapter: Adapter, found: strengths.Search)
         "adapter.base", "harmful", f"{says} No weight makes it help.{sentence}",
         "Use the adapter with the model that it was trained on; or give --data the images that it was made for.",
         command, strength=max(1.0, loss.value / GAIN), also=("adapter.scale",),
+    )]  # fmt: skip
+
+
+def _useless(case: Case, each: Opened, adapter: Adapter, found: strengths.Search) -> list[Finding]:
+    """An adapter that changes weights, as one that was trained does, and helps nothing."""
+    changes = sorted(change.ratio for change in loras.updates(case.bare, adapter, each.weight))
+    if found.possible.high >= GAIN or found.helps.high >= GAIN or changes[len(changes) // 2] < CHANGES:
+        return []
+    sentence, command = _on_base(case, each, adapter)
+    return [Finding(
+        "adapter.base", "harmful",
+        f"{each.name} changes weights by {100 * changes[len(changes) // 2]:.2g} % and gains nothing on your images"
+        f" ({_percent(found.helps)}), nor does any other weight of it.{sentence}",
+        "Use the adapter with the model that it was trained on; or give --data the images that it was made for.",
+        command, also=("adapter.keys",),
     )]  # fmt: skip
 
 

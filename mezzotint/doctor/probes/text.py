@@ -18,10 +18,10 @@ from mezzotint.doctor.readings import MIDDLE, Reading, Score
 from mezzotint.doctor.statistics import Mean, mean
 
 DEAF = 1e-3  # change of the output, relative, from one caption to another
-FAINT = 3.0  # times that what a caption changes may be too little
+WEAK, FAINT = 1.5, 10.0  # times too little that a caption changes: of another encoder, of none at all
 MOST = 8  # captions or labels that every image is tried with
 AGREED = 0.6  # share of a caption's images that must prefer the same other one
-HEEDED = 0.02  # gain of the best caption, of what a random one costs, below which none of them is understood
+HELPS, HEEDED = 0.02, 0.02  # gain of the best caption, also of what a random one costs, from which it is understood
 CUT = 0.05  # share of captions that may be longer than the encoder reads
 BETTER = 0.012  # gain of another way to read the encoder
 
@@ -56,9 +56,9 @@ def examine(case: Case) -> Checked:
     )
     findings = _lengths(case, change, measures)
     faint = max(fit, consistency.weight(case), key=lambda each: each.low)
-    ignored = change <= DEAF or faint.low > FAINT
+    ignored = change <= DEAF or faint.low > (FAINT if model.text is not None else WEAK)
     best: Score | None = None
-    if model.text is not None and not ignored:
+    if model.text is not None and not ignored and not built_in(case):
         best = _readings(case, middle, measures, findings)
     if ignored and not findings:
         findings.append(_ignored(case, change, faint, measures))
@@ -82,13 +82,18 @@ def _ignored(case: Case, change: float, faint: Mean, measures: list[Measure]) ->
 
 
 def misheard(case: Case, own: Score, other: Score, none: Score) -> bool:
-    """Whether what is said changes the wrong things, or makes the network surely worse than saying nothing does.
-
-    Where guidance or few steps are built in, what a caption changes is no measure of being heard.
-    """
-    if consistency.guided(case) or consistency.calibration(case).distilled:
+    """Whether what is said changes the wrong things or far too little, or is worse than silence."""
+    if built_in(case):
         return False
-    return consistency.misheard(case) or (own.gain(none).high < 0 and own.gain(other).low <= 0)
+    lost = own.gain(none).high < 0 and own.gain(other).low <= 0
+    return lost or consistency.misheard(case) or consistency.told(case).low > WEAK
+
+
+def built_in(case: Case) -> bool:
+    """Whether guidance or few steps are built in: a caption's gain at a level then says nothing of its reading."""
+    facts = case.model.contract
+    claimed = facts.guidance.distilled or facts.sampling.sampler == "lcm"
+    return claimed or consistency.guided(case) or consistency.calibration(case).distilled
 
 
 def response(case: Case, claim: Reading, other: Reading, ratio: float = MIDDLE[-1]) -> float:
@@ -157,6 +162,14 @@ def _readings(case: Case, middle: Score, measures: list[Measure], findings: list
 
 def _misheard(case: Case, words: list[str], middle: Score, none: Score, fit: Mean, measures: list[Measure]) -> Finding:
     """Captions that fit other images, labels that mean other classes, or an encoder that says something else."""
+    if fit.low > WEAK:
+        return Finding(
+            "text.encoder", "harmful",
+            f"captions change the right things {fit.value:.2g} times too little ({fit.low:.2g} to {fit.high:.2g}), as"
+            " where they are said in another encoder's words",
+            "Use the text encoder and tokenizer that the network was trained with.",
+            strength=fit.low / WEAK, measures=tuple(measures), also=("text.ignored",),
+        )  # fmt: skip
     known = [word for word, _ in Counter(words).most_common(MOST)]
     tables = [_table(case, middle.reading, words, known, draw) for draw in (1, 2)]  # (N, D)
     table = (tables[0] + tables[1]) / 2
@@ -183,7 +196,7 @@ def _misheard(case: Case, words: list[str], middle: Score, none: Score, fit: Mea
     ]  # fmt: skip
     elsewhere = [(a, b) for a, b in agreed if a != b]
     says = f"what captions change is right to {100 * fit.value:.0f} % ({100 * fit.low:.0f} to {100 * fit.high:.0f})"
-    heeds = best.low > 0.02 and best.value > HEEDED * loss
+    heeds = best.low > 0 and best.value > max(HELPS, HEEDED * loss)
     if case.model.text is None:
         taken = ", ".join(f"{a} for {b}" for a, b in elsewhere[:6]) or "each label for several others"
         return Finding(
