@@ -93,7 +93,7 @@ def healthy(nest: Nest, name: str, scratch: Path) -> Patient:
     found = Patient(name, nest, scratch, copied(nest.model(name), scratch / "model"), images)
     if name in ("sd1-tuned", "sd1-memorised", "sd1-lcm"):
         found = replace(found, base=base)
-    if name == "unet-zsnr":  # drawn from its last timestep on, as Lin et al. (2023) publish theirs
+    if name in ("unet-zsnr", "dit-clean"):  # drawn from their last timestep on, which is noise (Lin et al. 2023)
         contract(found, lambda facts: facts["sampling"].update(spacing="trailing"))
     return found
 

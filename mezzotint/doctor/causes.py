@@ -10,13 +10,20 @@ from mezzotint.doctor.finding import GRADES, Finding
 
 @dataclass(frozen=True, slots=True)
 class Cause:
-    """What people call it, and the causes (or all of a topic, "sampler.*") that its presence alone can bring about."""
+    """What people call it, and the causes (or all of a topic, "sampler.*") that its presence alone can bring about.
+
+    What is seen itself, in the files or in pictures, is certain, and explains what is graver than itself, too.
+    """
 
     title: str
     brings: tuple[str, ...] = ()
+    certain: bool = False
 
 
 DENOISING = ("latent.*", "text.*", "guidance.*", "fit.*", "sampler.*", "weights.damaged")
+
+# what any loss in the weights can look like, where no other reading of the network makes it good
+LESS = ("fit.*", "guidance.*", "text.labels", "text.encoder", "text.captions", "latent.codec", "weights.damaged")
 
 MISHEARD = ("guidance.*", "fit.*", "weights.damaged")
 
@@ -88,10 +95,10 @@ CAUSES: dict[str, Cause] = {
             "schedule.*",
         ),
     ),
-    "weights.precision": Cause("weights lost precision", ("fit.*", "weights.damaged")),
+    "weights.precision": Cause("weights lost precision", LESS, certain=True),
     "weights.average": Cause("the moving average of the weights was not applied", ("fit.*",)),
     "weights.changed": Cause("weights are not those that the contract speaks of"),
-    "weights.tied": Cause("layers that should differ are copies of each other", ("weights.damaged", "fit.*")),
+    "weights.tied": Cause("layers that should differ are copies of each other", LESS, certain=True),
     # data and fit
     "data.broken": Cause("images of the data set cannot be used"),
     "data.copies": Cause("the data set holds copies"),
@@ -99,9 +106,13 @@ CAUSES: dict[str, Cause] = {
     "data.captions": Cause("captions are missing, equal or cut"),
     "data.balance": Cause("classes of the data set are far from balanced"),
     "fit.memorised": Cause(
-        "the model draws its training images again", ("fit.collapsed", "fit.over", "fit.forgotten", "guidance.*")
+        "the model draws its training images again",
+        ("fit.collapsed", "fit.over", "fit.forgotten", "guidance.*"),
+        certain=True,
     ),
-    "fit.collapsed": Cause("pictures are all alike"),
+    "fit.collapsed": Cause(
+        "pictures are all alike", ("weights.damaged", "fit.memorised", "fit.under", "text.*", "guidance.*")
+    ),
     "fit.forgotten": Cause("the model lost what its base knew", ("schedule.levels", *DENOISING)),
     "fit.under": Cause("training was too short", ("sampler.*", "text.ignored", "guidance.*", "fit.collapsed")),
     "fit.over": Cause("training went on after the validation loss rose", ("fit.memorised",)),
@@ -136,14 +147,15 @@ CAUSES: dict[str, Cause] = {
 def ranked(findings: Iterable[Finding]) -> tuple[tuple[Finding, ...], dict[str, str]]:
     """Findings with the first one to mend in front, and for those that follow from another one, from which.
 
-    A finding follows from another that is at least as grave and can bring it about. Among the rest the graver come
-    first, then the stronger; behind them what follows, and notes last.
+    A finding follows from another that is at least as grave, or certain, and can bring it about. Among the rest the
+    graver come first, then the stronger; behind them what follows, and notes last.
     """
     every = sorted(findings, key=lambda found: (GRADES.index(found.grade), -found.strength))
     follows: dict[str, str] = {}
     for found in every:
         for other in every:
-            graver = GRADES.index(other.grade) <= GRADES.index(found.grade)
+            sure = CAUSES[other.cause].certain and other.grade != "note"
+            graver = sure or GRADES.index(other.grade) <= GRADES.index(found.grade)
             if other is not found and graver and brings(other.cause, found.cause) and other.cause not in follows:
                 follows.setdefault(found.cause, other.cause)
     alarms = [found for found in every if found.grade != "note"]

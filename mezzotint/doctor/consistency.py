@@ -11,13 +11,13 @@ from torch import Tensor
 from mezzotint.conditioning import Conditioning
 from mezzotint.doctor import readings, steerings, trials
 from mezzotint.doctor.case import Case
-from mezzotint.doctor.readings import MIDDLE, RATIOS, Answer
+from mezzotint.doctor.readings import MIDDLE, RATIOS, ROUNDS, Answer
 from mezzotint.doctor.statistics import Mean, ratio
 from mezzotint.process import prediction
 
 SHARP = 0.88  # slope of the truth at the noisiest level, below which a network says more than can be known
+REST = 0.97  # slope of the target on the output; healthy 0.99 to 1.04, with noise on weights 0.90 to 0.97
 HEARD = 0.75  # of what a caption changes must be right: all of it in a network that is calibrated, half by chance
-ROUNDS = 6
 
 
 @dataclass(frozen=True, slots=True)

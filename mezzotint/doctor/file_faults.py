@@ -13,7 +13,7 @@ from mezzotint.doctor.case import Case
 from mezzotint.doctor.finding import Finding
 from mezzotint.doctor.loras import Opened, Update
 
-NOTHING = 1e-6  # ||update|| / ||W|| that float32 rounds away; adapters that were trained have 1e-2 to 1
+NOTHING = 1e-4  # ||update|| / ||W|| that half precision rounds away; adapters that were trained have 1e-2 to 1
 NOTED = 1.5  # times that alpha / rank may be from what the trainer noted: layers may have ranks of their own
 EQUAL = 1e-5  # second singular value over the first: of a rank that is one direction over and over
 

@@ -27,6 +27,7 @@ from mezzotint.sampling.spacing import timestep_of
 # as much of an image is left at one of these.
 RATIOS = tuple(math.exp(half) for half in (-3.0, -1.9, -0.9, 0.0, 0.9, 1.9))
 MIDDLE = RATIOS[1:-1]
+ROUNDS = 6  # of noise that what is unsure is asked again with
 FIRST = 8  # images of the first round of a contest
 BEHIND = 0.1  # mean log error by which a reading is out after it
 LARGEST, SMALLEST = 1e4, 1e-6  # errors are kept within, so that no image decides alone
@@ -147,6 +148,22 @@ def contest(case: Case, mine: Score, others: Sequence[Reading], best: int = 2) -
     finalists = [found.reading for found in first[:best] if found.gain(mine).value > -BEHIND]
     scores = _scores(case, finalists, mine.ratios, len(mine.log_error))
     return tuple(sorted(scores, key=lambda found: -found.gain(mine).value)) or tuple(first[:best])
+
+
+def surely(case: Case, mine: Score, theirs: Score, small: float, sure: float) -> Mean:
+    """What the second reading gains: with other noise, too, until that is `sure` standard errors from nothing or less
+    than `small`, or ROUNDS times."""
+    gain, gains = theirs.gain(mine), [_apart(mine, theirs)]
+    while gain.deviations < sure and gain.high > small and len(gains) < ROUNDS:
+        pair = (score(case, each.reading, theirs.ratios, len(gains[0]), len(gains)) for each in (mine, theirs))
+        gains.append(_apart(*pair))
+        gain = mean(torch.stack(gains).mean(0))  # over images, of the mean over noise
+    return gain
+
+
+def _apart(mine: Score, theirs: Score) -> Tensor:
+    """(n,) log error of the first above the second, of the images and ratios that the second saw."""
+    return (mine.at(theirs.ratios, len(theirs.log_error)).log_error - theirs.log_error).mean(1)
 
 
 def _scores(case: Case, readings: Sequence[Reading], ratios: Sequence[float], count: int) -> list[Score]:

@@ -29,10 +29,10 @@ from mezzotint.families.model import working
 MIDDLE = slice(2, 5)  # of RATIOS: sigma / alpha from 0.4 to 2.5, where a network has most to say
 NOISY = 5  # of RATIOS: sigma / alpha = 6.7, where of an image that is not known by heart hardly anything is left
 # Bounds, with what healthy models show (the starter on its cells; of the nursery dit-clean and sd1-epsilon).
-REST = 0.97  # slope of the target on the output; healthy 0.99 to 1.04, with noise on weights 0.90 to 0.97
 COPY, COPIES = 0.5, 0.25  # healthy: none, median ratio 1.7 to 2.4; on a folder of six images 1 of 16, and 0.8
 SUSPICIOUS = -1.5  # log error at the noisiest level from which pictures are looked at without guidance; healthy -1.1
 DIVERSE = 0.35  # of the variance of the data; healthy 0.7 to 2.3
+ONLY = 1.0  # log error of the images above that of its pictures, where these are alike and nothing else is known
 FORGOTTEN = 0.7  # log error on the base's pictures
 SIDE = 32  # pixels of the small copies that pictures are compared by
 MOST = 1500  # images of the folder that drawn pictures are compared with
@@ -62,7 +62,7 @@ def examine(case: Case) -> Checked:
     except InputError:  # its pictures are not finite, which other probes explain; what it learned is known all the same
         drawn = None
     if drawn is not None and bool(drawn.latents.isfinite().all()):
-        parts += [by_heart(case, own, drawn, run), different(case, drawn)]
+        parts += [by_heart(case, own, drawn, run), different(case, own, drawn)]
     base = case.base or (case.bare if case.lora else None)
     if base is not None and base.contract.latent.codec == case.bare.contract.latent.codec:
         parts.append(forgotten(case, own, base))
@@ -101,9 +101,11 @@ def learned(case: Case, own: Score, run: runs.Run | None) -> Part:
     rest = consistency.optimum(case)
     measures = (
         measure,
-        measured("slope of the training target on the output, at middle levels", rest, f"at least {REST:g}"),
+        measured(
+            "slope of the training target on the output, at middle levels", rest, f"at least {consistency.REST:g}"
+        ),
     )
-    if rest.value < REST and rest.high < REST + 0.015 and not case.lora and heard(case):
+    if rest.value < consistency.REST and rest.high < consistency.REST + 0.015 and not case.lora and heard(case):
         finding = Finding(
             "weights.damaged", "harmful",
             f"the network answers too much: {rest.value:.3f} of its output ({rest.low:.3f} to {rest.high:.3f}) would"
@@ -113,7 +115,8 @@ def learned(case: Case, own: Score, run: runs.Run | None) -> Part:
             "Use the weights as training left them: a merge, a conversion or rounding moved them, or these are other"
             " images"
             " than the model was trained on.",
-            strength=1 + (REST - rest.value) / 0.03, measures=measures, also=("fit.over", "weights.precision"),
+            strength=1 + (consistency.REST - rest.value) / 0.03, measures=measures,
+            also=("fit.over", "weights.precision"),
         )  # fmt: skip
     elif known.low > trials.LEARNED:
         fall = trace.falling(run) if run else None
@@ -245,7 +248,7 @@ def diversity(drawn: Tensor, data: Tensor) -> Mean:
     return Mean(float(x.var(0).sum() / reference), float(error), count)
 
 
-def different(case: Case, drawn: Drawn) -> Part:
+def different(case: Case, own: Score, drawn: Drawn) -> Part:
     """How different drawn pictures are, where few: without guidance, which takes some of it on purpose."""
     found, how = diversity(drawn.latents, case.usable), "as requested"
     guided = case.model.contract.guidance
@@ -257,7 +260,12 @@ def different(case: Case, drawn: Drawn) -> Part:
         says = f"pictures drawn {how} differ by {found.value:.2f} of what the images do"
         says += f" ({max(found.low, 0):.2f} to {found.high:.2f})"
         do = "Draw with other wishes; if they stay alike, train anew on more and more different images."
-        finding = Finding("fit.collapsed", "harmful", says, do, strength=DIVERSE / max(found.high, 0.01))
+        itself = trials.itself(case)
+        gain = own.mean.value - itself.mean.value if itself is not None else 0.0
+        if gain > ONLY:
+            says += f", and these are all that it knows: its log error is less by {gain:.1f} on them than on the images"
+        grade = "broken" if gain > ONLY else "harmful"
+        finding = Finding("fit.collapsed", grade, says, do, strength=DIVERSE / max(found.high, 0.01))
     return Part(finding, (measured(name, found, f"above {DIVERSE:g}"),))
 
 
@@ -277,7 +285,7 @@ def forgotten(case: Case, own: Score, base: Model) -> Part:
     before = scored(case, base, case.usable, case.steered(base, case.images.captions, case.images.labels))
     lost, gained = theirs.gain(ours), own.gain(before)
     # weights that answer too much on top of it went too far from the base, and not only elsewhere
-    bound = FORGOTTEN if consistency.optimum(case).value >= REST else FORGOTTEN / 2
+    bound = FORGOTTEN if consistency.optimum(case).value >= consistency.REST else FORGOTTEN / 2
     measures = (
         measured("log error lost on pictures of the base", lost, f"at most {bound:g}"),
         measured("log error gained over the base on the images", gained, "above 0"),

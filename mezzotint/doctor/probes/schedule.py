@@ -5,21 +5,17 @@ from __future__ import annotations
 import math
 from dataclasses import replace
 
-import torch
-from torch import Tensor
-
 from mezzotint.doctor import readings, trials
 from mezzotint.doctor.case import Case
 from mezzotint.doctor.finding import Checked, Finding, Measure, Plot, measured
 from mezzotint.doctor.probes.objective import USELESS, curves
-from mezzotint.doctor.readings import Reading, Score
-from mezzotint.doctor.statistics import Mean, mean
+from mezzotint.doctor.readings import Score
 from mezzotint.doctor.trials import told
 from mezzotint.process import Prediction, Process, RectifiedFlow
 
 NOISY = tuple(math.exp(half) for half in (0.9, 1.4, 1.9, 2.3, 2.55))  # noise against signal
 TERMINAL, LIKELY = 0.02, 2.2  # gain and standard errors: the one alternative that is looked at there
-CLEAR, ROUNDS = 3.0, 6  # standard errors from which it is not asked again, and how often it is at most
+CLEAR = 3.0  # standard errors from which it is not asked again
 
 
 def examine(case: Case) -> Checked:
@@ -74,18 +70,6 @@ def _other_schedule(contest: trials.Contest, best: Score) -> Finding:
     )
 
 
-def _surely(case: Case, claim: Reading, other: Reading) -> Mean:
-    """The gain of the other reading at much noise, with fresh noise until it is clear or clearly small."""
-    gains: list[Tensor] = []
-    for draw in range(ROUNDS):
-        mine, theirs = (readings.score(case, each, NOISY, draw=draw).log_error.mean(1) for each in (claim, other))
-        gains.append(mine - theirs)
-        gain = mean(torch.stack(gains).mean(0))
-        if gain.deviations > CLEAR or gain.high < TERMINAL:
-            return gain
-    return mean(torch.stack(gains).mean(0))
-
-
 def _terminal(case: Case, process: Process) -> tuple[Measure, Finding | None] | None:
     """Whether the network denoises better at much noise when its table is rescaled to end in pure noise, or is not.
 
@@ -98,7 +82,8 @@ def _terminal(case: Case, process: Process) -> tuple[Measure, Finding | None] | 
     claim = trials.own(case).reading
     zero = schedule.zero_terminal_snr
     other = replace(process, schedule=replace(schedule, zero_terminal_snr=not zero))
-    gain = _surely(case, claim, claim.named(told(other), process=other))
+    mine, theirs = (readings.score(case, each, NOISY) for each in (claim, claim.named(told(other), process=other)))
+    gain = readings.surely(case, mine, theirs, TERMINAL, CLEAR)
     name = f"gain {'without' if zero else 'with'} zero terminal SNR, where there is much noise"
     measure = measured(name, gain, f"at most {TERMINAL:g}")
     if gain.value < TERMINAL or gain.deviations < LIKELY:

@@ -20,10 +20,12 @@ from mezzotint.doctor.statistics import Mean, mean
 DEAF = 1e-3  # change of the output, relative, from one caption to another
 WEAK, FAINT = 1.5, 10.0  # times too little that a caption changes: of another encoder, of none at all
 MOST = 8  # captions or labels that every image is tried with
+QUIET = 0.01  # gain of the right caption, over another one and none, below which nothing of it is understood
 AGREED = 0.6  # share of a caption's images that must prefer the same other one
 HELPS, HEEDED = 0.02, 0.02  # gain of the best caption, also of what a random one costs, from which it is understood
 CUT = 0.05  # share of captions that may be longer than the encoder reads
-BETTER = 0.012  # gain of another way to read the encoder
+BETTER = 0.006  # gain of another way to read the encoder
+LITTLE = 0.05  # the same in a network whose weights were moved
 
 
 def examine(case: Case) -> Checked:
@@ -58,12 +60,15 @@ def examine(case: Case) -> Checked:
     faint = max(fit, consistency.weight(case), key=lambda each: each.low)
     ignored = change <= DEAF or faint.low > (FAINT if model.text is not None else WEAK)
     best: Score | None = None
-    if model.text is not None and not ignored and not built_in(case):
-        best = _readings(case, middle, measures, findings)
+    if model.text is not None and not ignored and fit.low < WEAK and not built_in(case):
+        best = _readings(case, middle, none, measures, findings)
     if ignored and not findings:
         findings.append(_ignored(case, change, faint, measures))
-    elif not ignored and best is None and misheard(case, middle, other, none) and trials.explanation(case) is None:
-        findings.append(_misheard(case, words, middle, none, fit, measures))
+    elif not ignored and best is None and trials.explanation(case) is None:
+        if misheard(case, middle, other, none):
+            findings.append(_misheard(case, words, middle, none, fit, measures))
+        elif max(heard.high, against.high) < QUIET and not built_in(case):
+            findings.append(_unheard(case, change, measures))
     plot = curves([middle, other, none], "error of the clean image by caption")
     return Checked(tuple(findings), tuple(measures), (plot,))
 
@@ -78,6 +83,20 @@ def _ignored(case: Case, change: float, faint: Mean, measures: list[Measure]) ->
         "Look at the conditioning's layers: cross-attention or the class table may be untrained, zero, or not"
         " loaded; train with captions, and with less caption dropout.",
         strength=10.0, measures=tuple(measures[:1]),
+    )  # fmt: skip
+
+
+def _unheard(case: Case, change: float, measures: list[Measure]) -> Finding:
+    if case.model.text is not None:
+        what, cause = "captions", "text.encoder"
+        do = "Use the text encoder and tokenizer of the training; if these are, the network never learned to listen."
+    else:
+        what, cause, do = "labels", "text.ignored", "Train with labels: the class table may be untrained or not loaded."
+    return Finding(
+        cause, "harmful",
+        f"{what} change {100 * change:.2g} % of the network's output, and the right one helps no more than another one",
+        do,
+        strength=2.0, measures=tuple(measures[:3]), also=("text.ignored",),
     )  # fmt: skip
 
 
@@ -130,8 +149,8 @@ def _lengths(case: Case, change: float, measures: list[Measure]) -> list[Finding
     ]  # fmt: skip
 
 
-def _readings(case: Case, middle: Score, measures: list[Measure], findings: list[Finding]) -> Score | None:
-    """The best other way to read the encoder, where it is clearly better."""
+def _readings(case: Case, middle: Score, none: Score, measures: list[Measure], findings: list[Finding]) -> Score | None:
+    """The best other way to read the encoder, where it is clearly better, and better than no caption."""
     claim, text = middle.reading, case.model.text
     ways: dict[str, Otherwise] = {way.says: way for way in otherwise(text)} if text is not None else {}
     if not ways:
@@ -141,11 +160,14 @@ def _readings(case: Case, middle: Score, measures: list[Measure], findings: list
     for says, way in ways.items():
         others.append(claim.named(says, steering=case.steered(replace(case.model, text=way.encoder), captions, labels)))
     scores = readings.contest(case, middle, others)
-    best, gain = scores[0], scores[0].gain(middle)
+    best = scores[0]
+    gain = readings.surely(case, middle, best, BETTER, trials.SURE)
     name = f"gain of the best other way to read the encoder ({best.reading.name})"
     measures.append(measured(name, gain, f"at most {BETTER:g}"))
-    if not (gain.value > BETTER and gain.deviations > trials.SURE):
+    if not (gain.value > BETTER and gain.deviations > trials.SURE and best.gain(none).value > 0):
         return None
+    if gain.value < LITTLE and consistency.optimum(case).high < consistency.REST:
+        return None  # in a network that answers too much whatever makes it answer less is better
     way = ways[best.reading.name]
     rivals = {ways[s.reading.name].cause for s in scores[1:] if s.gain(middle).value > 0.8 * gain.value}
     findings.append(
