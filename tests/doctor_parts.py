@@ -120,6 +120,19 @@ class Guided(nn.Module):
         return none + self.guidance * (self.network(x, t, told) - none)
 
 
+class Babbling(nn.Module):
+    """Each label adds a pattern of its own that has nothing to do with the images, of so large a deviation."""
+
+    def __init__(self, network: Exact, size: float) -> None:
+        super().__init__()
+        self.network, self.config = network, network.config
+        rng = torch.Generator().manual_seed(8)
+        self.added = size * torch.randn(len(CLASSES) + 1, CHANNELS, SIDE, SIDE, generator=rng)
+
+    def forward(self, x: Tensor, t: Tensor, told: Conditioning) -> Tensor:
+        return self.network(x, t, told) + (0 if told.label is None else self.added[told.label])
+
+
 def examined(
     claimed: Process, true: Process | None = None, count: int = 24, steered: bool = False, **changes: Any
 ) -> Case:
@@ -136,6 +149,8 @@ def examined(
     network: nn.Module = Exact(world, true or claimed, sharp, deaf).eval()
     if (scale := changes.pop("guided", None)) is not None:
         network = Guided(network, scale)
+    if (size := changes.pop("babble", None)) is not None:
+        network = Babbling(network, size)
     found: Model = model(network, pixel_codec(CHANNELS), **facts)
     drawn = torch.arange(count) % len(CLASSES)
     pixels = changes.pop("pixels", None)

@@ -129,6 +129,18 @@ def test_an_adapter_of_another_base_makes_it_worse_at_every_weight(case: Case, t
     assert causes(checked) == {"adapter.base": "harmful"}
 
 
+def test_an_adapter_that_changes_weights_and_helps_nothing_is_of_another_base(case: Case, tmp_path: Path) -> None:
+    tensors = right()
+    apart = drawn(PIXELS, seed=9) - DIRECTION * (drawn(PIXELS, seed=9) @ DIRECTION)
+    tensors["lora_unet_second.lora_up.weight"] = 0.02 * torch.nn.functional.normalize(apart, dim=0)[:, None].expand(
+        PIXELS, RANK
+    )
+    tensors["lora_unet_second.lora_down.weight"] = drawn(RANK, PIXELS, seed=10) / PIXELS**0.5
+    checked = examined(case, tmp_path, tensors)
+    assert causes(checked) == {"adapter.base": "harmful"}
+    assert "gains nothing on your images" in checked.findings[0].says
+
+
 def unnamed(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     return {key.replace("unet_", "unet_layer_"): tensor for key, tensor in tensors.items()}
 

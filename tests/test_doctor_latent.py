@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -83,6 +84,15 @@ def test_a_line_keeps_what_the_decoder_keeps_of_contrast() -> None:
 
 def test_a_decoder_that_blurs_is_named_for_what_it_loses() -> None:
     assert causes(seen(Blurred(pixel_codec().autoencoder))) == [("latent.detail", "harmful")]
+
+
+def test_blur_is_told_from_noise_by_the_power_that_comes_back() -> None:
+    whole = [fidelity.Band(low, high, 0.98, 1.0) for low, high in pairwise(fidelity.EDGES)]
+    lost, added = replace(whole[-1], kept=-0.2, power=0.4), replace(whole[-1], kept=-3.0, power=5.0)
+    assert not fidelity._blurred(whole, 0.99) and not fidelity._noisy(whole)
+    assert fidelity._blurred([*whole[:-1], lost], 0.85) == [lost]
+    assert not fidelity._blurred([*whole[:-1], lost], 0.95)  # next to nothing of the images is in it
+    assert fidelity._noisy([*whole[:-1], added]) and not fidelity._blurred([*whole[:-1], added], 0.5)
 
 
 def test_a_damaged_decoder_is_named() -> None:

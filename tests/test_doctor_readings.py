@@ -147,6 +147,10 @@ def test_a_network_that_listens_too_little_is_named(scale: float) -> None:
     assert found(case)[0] == ["text.ignored"]
 
 
+def test_a_network_that_labels_change_to_no_purpose_is_named() -> None:
+    assert found(examined(FLOW, steered=True, deaf=True, babble=0.01), ("text",))[0] == ["text.ignored"]
+
+
 def test_what_a_caption_changes_is_right_in_a_network_that_is() -> None:
     weight = consistency.weight(examined(FLOW, steered=True, count=400))
     assert weight.value == pytest.approx(1, abs=0.05)
@@ -217,6 +221,15 @@ def test_leading_spacing_on_zero_terminal_noise_is_named() -> None:
     assert "schedule.start" in found(examined(ZERO, facts=facts, world=bright), ("sampler",))[0]
 
 
+def test_leading_spacing_that_costs_nothing_is_passed_over() -> None:
+    """The first of six levels hardly shows brightness, and the exact network's path ends where trailing's does."""
+    facts = {"sampling": SamplingFacts(sampler="ddim", steps=6, spacing="leading")}
+    causes, diagnosis = found(examined(ZERO, facts=facts), ("sampler",))
+    assert causes == []
+    told = {m.name: m.value for outcome in diagnosis.outcomes if outcome.checked for m in outcome.checked.measures}
+    assert told["error of the path from its start"] == pytest.approx(told["the same with trailing spacing"], abs=0.02)
+
+
 def test_saturating_guidance_is_named_with_a_scale_that_does_not() -> None:
     facts = {"guidance": GuidanceFacts(dropout=0.1, scale=60.0)}
     quiet = World.made(size=0.25, brightness=0.5)
@@ -230,6 +243,23 @@ def test_scores_do_not_depend_on_what_is_claimed() -> None:
     case = examined(VELOCITY, EPSILON)
     read = readings.claimed(case).named("as it is", process=EPSILON)
     assert torch.allclose(readings.score(case, read).log_error, right.log_error, atol=1e-4)
+
+
+def test_another_reading_is_tried_with_other_noise_until_its_gain_is_sure() -> None:
+    case = examined(FLOW, count=6)
+    mine = readings.claimed(case)
+    own, other = (readings.score(case, each) for each in (mine, trials.slipped(mine, 0.05)))
+    assert readings.surely(case, own, other, small=math.inf, sure=math.inf) == other.gain(own)
+    gains = [
+        own.log_error.mean(1) - other.log_error.mean(1)
+        for own, other in (
+            (readings.score(case, mine, draw=draw), readings.score(case, other.reading, draw=draw))
+            for draw in range(readings.ROUNDS)
+        )
+    ]
+    every = readings.surely(case, own, other, small=-math.inf, sure=math.inf)
+    assert every.value == pytest.approx(float(torch.stack(gains).mean()), abs=1e-5)
+    assert every.error < other.gain(own).error
 
 
 def test_a_scalar_filter_scores_zero() -> None:
@@ -264,6 +294,15 @@ def test_what_follows_from_another_cause_stands_behind_it() -> None:
     order, follows = ranked(every)
     assert [each.cause for each in order] == ["objective", "speed.dtype", "sampler.steps"]
     assert follows == {"sampler.steps": "objective"}
+
+
+def test_what_is_certain_explains_what_is_graver() -> None:
+    codec = Finding("latent.codec", "broken", "", "", strength=2)
+    tied = Finding("weights.tied", "harmful", "", "", strength=1)
+    assert [each.cause for each in ranked([codec, tied])[0]] == ["weights.tied", "latent.codec"]
+    assert ranked([codec, replace(tied, grade="note")])[1] == {}
+    scale = Finding("latent.scale", "broken", "", "")  # another reading makes it good: no loss in the weights
+    assert [each.cause for each in ranked([scale, tied])[0]] == ["latent.scale", "weights.tied"]
 
 
 def test_every_cause_that_is_said_to_follow_exists() -> None:
