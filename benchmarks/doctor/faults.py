@@ -64,11 +64,12 @@ def without_images(patient: Patient, rng: Random) -> Patient:
 
 
 def both_adapters(patient: Patient, rng: Random) -> Patient:
-    """With the second adapter beside the first."""
+    """With the second adapter beside the first, and images that show what each of them knows."""
     other = patient.nest.model("sd1-lora-b") / "kohya.safetensors"
     if not other.is_file():
         raise Unfit("the second adapter is not there")
-    return replace(patient, lora=((patient.lora[0][0], 0.7), (other, 0.7)))
+    images = Path(patient.nest.data("both"))
+    return replace(patient, data=images, lora=((patient.lora[0][0], 0.7), (other, 0.7)))
 
 
 def half_adapter(patient: Patient, rng: Random) -> Patient:
