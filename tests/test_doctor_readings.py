@@ -301,6 +301,9 @@ def test_what_is_certain_explains_what_is_graver() -> None:
     tied = Finding("weights.tied", "harmful", "", "", strength=1)
     assert [each.cause for each in ranked([codec, tied])[0]] == ["weights.tied", "latent.codec"]
     assert ranked([codec, replace(tied, grade="note")])[1] == {}
+    copied = Finding("fit.memorised", "harmful", "", "", strength=2)  # it and strong guidance explain each other
+    strong = Finding("guidance.strong", "harmful", "", "", strength=1)
+    assert [each.cause for each in ranked([copied, strong])[0]] == ["fit.memorised", "guidance.strong"]
     scale = Finding("latent.scale", "broken", "", "")  # another reading makes it good: no loss in the weights
     assert [each.cause for each in ranked([scale, tied])[0]] == ["latent.scale", "weights.tied"]
 

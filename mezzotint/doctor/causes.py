@@ -65,12 +65,12 @@ CAUSES: dict[str, Cause] = {
     "guidance.distilled": Cause("guidance on a model into which guidance was distilled", ("guidance.strong", "fit.*")),
     "guidance.untrained": Cause("guidance compares with a branch that was never trained", ("guidance.strong", "fit.*")),
     # adapters
-    "adapter.keys": Cause("keys of the adapter match nothing in the model", ("adapter.*", "speed.*")),
-    "adapter.base": Cause("the adapter was trained on another base", ("adapter.scale",)),
+    "adapter.keys": Cause("keys of the adapter match nothing in the model", ("adapter.*", "speed.*", "fit.*")),
+    "adapter.base": Cause("the adapter was trained on another base", ("adapter.scale", "fit.*")),
     "adapter.scale": Cause("the adapter acts at the wrong strength", ("fit.*", "objective", "weights.*", *DENOISING)),
-    "adapter.empty": Cause("the adapter changes nothing", ("adapter.rank",)),
+    "adapter.empty": Cause("the adapter changes nothing", ("adapter.rank", "fit.*")),
     "adapter.rank": Cause("most of the adapter's rank is unused"),
-    "adapter.text": Cause("the adapter's text-encoder part is missing"),
+    "adapter.text": Cause("the adapter's text-encoder part is missing", ("fit.*",)),
     "adapter.blend": Cause("adapters work against each other", ("fit.*", *DENOISING)),
     "adapter.finite": Cause("the adapter holds numbers that are not finite", ("*",)),
     # weights
@@ -152,16 +152,19 @@ def ranked(findings: Iterable[Finding]) -> tuple[tuple[Finding, ...], dict[str, 
     """
     every = sorted(findings, key=lambda found: (GRADES.index(found.grade), -found.strength))
     follows: dict[str, str] = {}
-    for found in every:
+    for found in sorted(every, key=_certain):  # what is certain last: of two that explain each other it stays
         for other in every:
-            sure = CAUSES[other.cause].certain and other.grade != "note"
-            graver = sure or GRADES.index(other.grade) <= GRADES.index(found.grade)
+            graver = _certain(other) or GRADES.index(other.grade) <= GRADES.index(found.grade)
             if other is not found and graver and brings(other.cause, found.cause) and other.cause not in follows:
                 follows.setdefault(found.cause, other.cause)
     alarms = [found for found in every if found.grade != "note"]
     first = [found for found in alarms if found.cause not in follows]
     behind = [found for found in alarms if found.cause in follows]
     return (*first, *behind, *(found for found in every if found.grade == "note")), follows
+
+
+def _certain(found: Finding) -> bool:
+    return CAUSES[found.cause].certain and found.grade != "note"
 
 
 def brings(cause: str, other: str) -> bool:
