@@ -17,6 +17,7 @@ from mezzotint.doctor.case import Case
 from mezzotint.doctor.causes import CAUSES, brings, ranked
 from mezzotint.doctor.diagnose import diagnose
 from mezzotint.doctor.finding import Diagnosis, Finding
+from mezzotint.doctor.probes import text
 from mezzotint.process import Discrete, Prediction, Process, RectifiedFlow
 
 PROCESSES = {"flow": FLOW, "epsilon": EPSILON, "velocity": VELOCITY, "clean": CLEAN, "zero": ZERO}
@@ -136,6 +137,15 @@ def test_labels_that_mean_other_classes_are_named() -> None:
     assert "0 for 2" in diagnosis.findings[0].says or "0 for" in diagnosis.findings[0].says
 
 
+def test_labels_two_of_which_were_exchanged_are_named() -> None:
+    labels = torch.tensor([0, 2, 1])[torch.arange(60) % len(CLASSES)]  # a third of what labels change is right
+    case = examined(FLOW, steered=True, labels=labels, count=60)
+    assert text.exchanged(case, [str(label) for label in labels.tolist()])
+    assert found(case, ("text",))[0] == ["text.labels"]
+    right = examined(FLOW, steered=True, count=60)
+    assert not text.exchanged(right, [str(i % len(CLASSES)) for i in range(60)])
+
+
 def test_a_network_that_does_not_listen_is_named() -> None:
     assert found(examined(FLOW, steered=True, deaf=True))[0][0] == "text.ignored"
 
@@ -231,7 +241,7 @@ def test_leading_spacing_that_costs_nothing_is_passed_over() -> None:
 
 
 def test_saturating_guidance_is_named_with_a_scale_that_does_not() -> None:
-    facts = {"guidance": GuidanceFacts(dropout=0.1, scale=60.0)}
+    facts = {"guidance": GuidanceFacts(dropout=0.1, scale=120.0)}
     quiet = World.made(size=0.25, brightness=0.5)
     causes, diagnosis = found(examined(FLOW, steered=True, facts=facts, world=quiet), ("guidance",))
     assert causes == ["guidance.strong"]

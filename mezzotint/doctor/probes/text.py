@@ -65,9 +65,9 @@ def examine(case: Case) -> Checked:
     if ignored and not findings:
         findings.append(_ignored(case, change, faint, measures))
     elif not ignored and best is None and trials.explanation(case) is None:
-        if misheard(case, middle, other, none):
+        if misheard(case, middle, other, none) or (fit.low < HEARD and exchanged(case, words)):
             findings.append(_misheard(case, words, middle, none, fit, measures))
-        elif max(heard.high, against.high) < QUIET and not built_in(case):
+        elif heard.high < QUIET and (against.high < QUIET or built_in(case)):
             findings.append(_unheard(case, change, measures))
     plot = curves([middle, other, none], "error of the clean image by caption")
     return Checked(tuple(findings), tuple(measures), (plot,))
@@ -192,10 +192,8 @@ def _misheard(case: Case, words: list[str], middle: Score, none: Score, fit: Mea
             "Use the text encoder and tokenizer that the network was trained with.",
             strength=fit.low / WEAK, measures=tuple(measures), also=("text.ignored",),
         )  # fmt: skip
-    known = [word for word, _ in Counter(words).most_common(MOST)]
-    tables = [_table(case, middle.reading, words, known, draw) for draw in (1, 2)]  # (N, D)
+    known, own, tables = _every(case, words)
     table = (tables[0] + tables[1]) / 2
-    own = torch.tensor([known.index(word) if word in known else -1 for word in words])
     inside = own >= 0
     preferred = table.argmin(1)
     free = [_error(case, none.reading, draw) for draw in (1, 2)]  # (N,)
@@ -242,6 +240,36 @@ def _misheard(case: Case, words: list[str], middle: Score, none: Score, fit: Mea
         "Use the text encoder and tokenizer that the network was trained with.",
         strength=4.0, measures=tuple(measures), also=("text.captions",),
     )  # fmt: skip
+
+
+def exchanged(case: Case, words: list[str]) -> bool:
+    """Whether images of some captions or labels would all do better under another one, as where some were exchanged.
+
+    Which one that is for each is told by one noise and judged by the other, so that what is best by chance gains
+    nothing.
+    """
+    if built_in(case):
+        return False
+    known, own, tables = _every(case, words)
+    gains = torch.zeros(len(words))
+    for i in range(len(known)):
+        mine = own == i
+        for chosen, judge in ((0, 1), (1, 0)):
+            to = int(tables[chosen][mine].mean(0).argmin())
+            gains[mine] += (tables[judge][mine, i] - tables[judge][mine, to]) / 2
+    gain = mean(gains[own >= 0])
+    return gain.low > 0 and gain.value > HELPS
+
+
+def _every(case: Case, words: list[str]) -> tuple[list[str], Tensor, list[Tensor]]:
+    """The D commonest captions or labels, which is each image's (N,), -1: none, and two tables (N, D) of errors."""
+
+    def run() -> tuple[list[str], Tensor, list[Tensor]]:
+        known = [word for word, _ in Counter(words).most_common(MOST)]
+        own = torch.tensor([known.index(word) if word in known else -1 for word in words])
+        return known, own, [_table(case, trials.own(case).reading, words, known, draw) for draw in (1, 2)]
+
+    return case.once("every caption", run)
 
 
 def _table(case: Case, claim: Reading, words: list[str], known: list[str], draw: int) -> Tensor:
