@@ -57,11 +57,6 @@ def barred(picture: pil.Image) -> pil.Image:
     return ImageChops.add(picture, shade)
 
 
-def both(picture: pil.Image) -> pil.Image:
-    """With fingers and bars, of which each adapter knows one."""
-    return barred(ruled(picture))
-
-
 @dataclass(frozen=True)
 class Kind:
     """Cells of one class, all with a mark."""
@@ -71,7 +66,7 @@ class Kind:
 
 
 KINDS = {"bright-poly": Kind("bright poly", plain), "ruled": Kind("bright poly", ruled),
-         "barred": Kind("dark mono", barred), "both": Kind("dark mono", both)}  # fmt: skip
+         "barred": Kind("dark mono", barred)}  # fmt: skip
 HELD = "-held"  # of the validation images; without it of the training images
 
 

@@ -64,12 +64,11 @@ def without_images(patient: Patient, rng: Random) -> Patient:
 
 
 def both_adapters(patient: Patient, rng: Random) -> Patient:
-    """With the second adapter beside the first, and images that show what each of them knows."""
+    """With a little of the second adapter beside the first, on images that show what the first knows."""
     other = patient.nest.model("sd1-lora-b") / "kohya.safetensors"
     if not other.is_file():
         raise Unfit("the second adapter is not there")
-    images = Path(patient.nest.data("both"))
-    return replace(patient, data=images, lora=((patient.lora[0][0], 0.7), (other, 0.7)))
+    return replace(patient, lora=((patient.lora[0][0], 1.0), (other, 0.15)))
 
 
 def half_adapter(patient: Patient, rng: Random) -> Patient:
