@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -55,7 +55,6 @@ class Patient:
     dtype: torch.dtype = torch.float32
     count: int = 24
     seed: int = 0
-    asked: Mapping[str, Any] = field(default_factory=dict[str, Any])
     change: Callable[[Case], Case] = field(default=lambda case: case)  # what can only be seeded in memory
     crowded: bool = False  # several cores, of which one thread is used
 
@@ -71,7 +70,7 @@ class Patient:
         """As the doctor would open it; InputError where it cannot be opened."""
         case = opened(
             self.path, data=self.data, base=self.base, lora=self.lora, cache=self.cache, trace=self.trace,
-            count=self.count, seed=self.seed, dtype=self.dtype, **self.asked,
+            count=self.count, seed=self.seed, dtype=self.dtype,
         )  # fmt: skip
         return self.change(case)
 

@@ -111,5 +111,5 @@ def digest(patient: Patient) -> str:
             whole.update(f"{file and file.name}".encode())
             if file is not None and file.is_file():
                 whole.update(file.read_bytes())
-    whole.update(repr((patient.lora, patient.dtype, dict(patient.asked), patient.crowded)).encode())
+    whole.update(repr((patient.lora, patient.dtype, patient.crowded)).encode())
     return whole.hexdigest()

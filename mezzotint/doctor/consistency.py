@@ -50,20 +50,17 @@ def calibration(case: Case) -> Calibration:
     """
 
     def run() -> Calibration:
-        every = trials.answers(case)
-        above, below = _slope(case, every[1])
-        quiet = ratio(above, below)
-        above, below = _slope(case, every[-1])
-        spread = trials.own(case).reading.latents - _centre(case)
-        sharpness = float((below.sum() / spread.square().sum()).sqrt())
-        for draw in range(1, ROUNDS):
-            noisy = ratio(above, below)
-            if noisy.high < SHARP or noisy.low > SHARP:
-                break
-            (answer,) = readings.raw_of(case, trials.own(case).reading, RATIOS[-1:], len(spread), draw)
-            more = _slope(case, answer)
-            above, below = above + more[0], below + more[1]
-        return Calibration(ratio(above, below), quiet, sharpness, optimum(case))
+        claim, every = trials.own(case).reading, trials.answers(case)
+        first = _slope(case, every[-1])
+
+        def noisiest(draw: int) -> tuple[Tensor, Tensor]:
+            if not draw:
+                return first
+            return _slope(case, *readings.raw_of(case, claim, RATIOS[-1:], len(claim.latents), draw))
+
+        spread = claim.latents - _centre(case)
+        sharpness = float((first[1].sum() / spread.square().sum()).sqrt())
+        return Calibration(surely(SHARP, noisiest), ratio(*_slope(case, every[1])), sharpness, optimum(case))
 
     return case.once("calibration", run)
 
@@ -85,7 +82,11 @@ def told(case: Case) -> Mean:
     <target - o, c - o> / |c - o|^2 over the middle ratios, o the output under the other caption: 1 where captions are
     heard as in training, 1/2 where they are told apart by chance alone, 0 where the other one is the right one.
     """
-    return case.once("told", lambda: surely(case, steerings.ANOTHER, lambda draw: steerings.exchanged(case, draw)))
+
+    def asked(draw: int) -> tuple[Tensor, Tensor]:
+        return changed(case, steerings.ANOTHER, steerings.exchanged(case, draw), draw)
+
+    return case.once("told", lambda: surely(HEARD, asked))
 
 
 def weight(case: Case) -> Mean:
@@ -94,7 +95,11 @@ def weight(case: Case) -> Mean:
     a = <target - u, c - u> / |c - u|^2 over the middle ratios; 1 / w for a network that was distilled at guidance w, 0
     for one that hears something else than was said.
     """
-    return case.once("guidance weight", lambda: surely(case, steerings.NOTHING, lambda draw: case.unsteered))
+
+    def asked(draw: int) -> tuple[Tensor, Tensor]:
+        return changed(case, steerings.NOTHING, case.unsteered, draw)
+
+    return case.once("guidance weight", lambda: surely(HEARD, asked))
 
 
 def misheard(case: Case) -> bool:
@@ -136,15 +141,14 @@ def optimum(case: Case) -> Mean:
     return case.once("optimum", run)
 
 
-def surely(case: Case, name: str, steering: Callable[[int], Conditioning]) -> Mean:
-    """<target - o, c - o> / |c - o|^2: with other noise, and what `steering` gives for it, until it is on one side of
-    HEARD, or ROUNDS times."""
-    above, below = changed(case, name, steering(0))
+def surely(bound: float, asked: Callable[[int], tuple[Tensor, Tensor]]) -> Mean:
+    """sum / sum of (N,) above and below, by other noise until it is on one side of the bound, or ROUNDS times."""
+    above, below = asked(0)
     for draw in range(1, ROUNDS):
         fit = ratio(above, below)
-        if fit.high < HEARD or fit.low > HEARD:
+        if fit.high < bound or fit.low > bound:
             break
-        more = changed(case, name, steering(draw), draw)
+        more = asked(draw)
         above, below = above + more[0], below + more[1]
     return ratio(above, below)
 

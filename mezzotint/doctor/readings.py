@@ -73,9 +73,13 @@ class Score:
 
     def gain(self, over: Score) -> Mean:
         """What this reading is better by than another one, paired over the images and ratios that both saw."""
+        return mean(self.gains(over))
+
+    def gains(self, over: Score) -> Tensor:
+        """(n,) the same of each image."""
         shared = [ratio for ratio in self.ratios if ratio in over.ratios]
         n = min(len(self.log_error), len(over.log_error))
-        return mean((over.at(shared, n).log_error - self.at(shared, n).log_error).mean(1))
+        return (over.at(shared, n).log_error - self.at(shared, n).log_error).mean(1)
 
 
 def claimed(case: Case) -> Reading:
@@ -153,17 +157,12 @@ def contest(case: Case, mine: Score, others: Sequence[Reading], best: int = 2) -
 def surely(case: Case, mine: Score, theirs: Score, small: float, sure: float) -> Mean:
     """What the second reading gains: with other noise, too, until that is `sure` standard errors from nothing or less
     than `small`, or ROUNDS times."""
-    gain, gains = theirs.gain(mine), [_apart(mine, theirs)]
+    gain, gains = theirs.gain(mine), [theirs.gains(mine)]
     while gain.deviations < sure and gain.high > small and len(gains) < ROUNDS:
-        pair = (score(case, each.reading, theirs.ratios, len(gains[0]), len(gains)) for each in (mine, theirs))
-        gains.append(_apart(*pair))
+        a, b = (score(case, each.reading, theirs.ratios, len(gains[0]), len(gains)) for each in (mine, theirs))
+        gains.append(b.gains(a))
         gain = mean(torch.stack(gains).mean(0))  # over images, of the mean over noise
     return gain
-
-
-def _apart(mine: Score, theirs: Score) -> Tensor:
-    """(n,) log error of the first above the second, of the images and ratios that the second saw."""
-    return (mine.at(theirs.ratios, len(theirs.log_error)).log_error - theirs.log_error).mean(1)
 
 
 def _scores(case: Case, readings: Sequence[Reading], ratios: Sequence[float], count: int) -> list[Score]:

@@ -9,6 +9,7 @@ from mezzotint.adapters import BACKBONE, Adapter
 from mezzotint.doctor import file_faults, loras, strengths
 from mezzotint.doctor.case import Case
 from mezzotint.doctor.finding import Checked, Finding, Measure, NotChecked, Plot
+from mezzotint.doctor.layers import median
 from mezzotint.doctor.loras import Opened, Update
 from mezzotint.doctor.statistics import Mean
 from mezzotint.errors import InputError
@@ -32,7 +33,7 @@ def examine(case: Case) -> Checked:
     findings: list[Finding] = []
     measures: list[Measure] = []
     plots: list[Plot] = []
-    sound: list[tuple[Opened, Adapter]] = []
+    sound: list[tuple[Opened, Adapter, float]] = []  # with the median size of its updates against the weights
     for each in every:
         lost = file_faults.finite(each)
         findings += lost or [
@@ -47,10 +48,11 @@ def examine(case: Case) -> Checked:
         measures += _measures(each, changes)
         plots.append(_plot(each, changes))
         if not empty:
-            sound.append((each, each.adapter))
+            sound.append((each, each.adapter, median(change.ratio for change in changes)))
     if case.data is not None and sound:
         try:
-            more = _strength(case, findings, *sound[0]) if len(every) == 1 else _blend(case, sound)
+            alone = len(every) == 1
+            more = _strength(case, findings, *sound[0]) if alone else _blend(case, [pair[:2] for pair in sound])
         except (NotChecked, InputError):  # the latents or labels, which other probes report
             more = Checked()
         findings += more.findings
@@ -85,7 +87,7 @@ def _percent(gain: Mean) -> str:
     return f"{value:.1f} % (95 %: {low:.1f} to {high:.1f})"
 
 
-def _strength(case: Case, before: Sequence[Finding], each: Opened, adapter: Adapter) -> Checked:
+def _strength(case: Case, before: Sequence[Finding], each: Opened, adapter: Adapter, size: float) -> Checked:
     """What the adapter does on the user's images, at the weight asked for and at others."""
     if each.contract is not None and each.contract.sampling is not None:
         return Checked()  # made to draw in few steps, which denoising at single levels does not measure
@@ -105,10 +107,10 @@ def _strength(case: Case, before: Sequence[Finding], each: Opened, adapter: Adap
         return Checked((), measures, (plot,))  # the model itself does not denoise: nothing can be said of its adapter
     if any(x.cause == "adapter.scale" for x in before):  # the file says it already, and by which factor
         return Checked((), measures, (plot,))
-    return Checked(tuple(_judged(case, each, adapter, found)), measures, (plot,))
+    return Checked(tuple(_judged(case, each, adapter, size, found)), measures, (plot,))
 
 
-def _judged(case: Case, each: Opened, adapter: Adapter, found: strengths.Search) -> list[Finding]:
+def _judged(case: Case, each: Opened, adapter: Adapter, size: float, found: strengths.Search) -> list[Finding]:
     k, name = found.multiple, each.name
     far = max(found.tried, 1 / found.tried) > FACTOR and max(k, 1 / k) > FACTOR
     useful = found.possible.low > 0 and found.possible.value > GAIN
@@ -130,7 +132,7 @@ def _judged(case: Case, each: Opened, adapter: Adapter, found: strengths.Search)
     if useful:
         return []
     if loss.low <= 0 or loss.value <= GAIN:
-        return _useless(case, each, adapter, found)
+        return _useless(case, each, adapter, size, found)
     says = f"With {name} the error on your images is larger; without it, it is less by {_percent(loss)}."
     sentence, command = _on_base(case, each, adapter)
     strength = max(abs(low.scale) for lows in adapter.parts.values() for low in lows) * abs(each.weight)
@@ -150,15 +152,14 @@ def _judged(case: Case, each: Opened, adapter: Adapter, found: strengths.Search)
     )]  # fmt: skip
 
 
-def _useless(case: Case, each: Opened, adapter: Adapter, found: strengths.Search) -> list[Finding]:
+def _useless(case: Case, each: Opened, adapter: Adapter, size: float, found: strengths.Search) -> list[Finding]:
     """An adapter that changes weights, as one that was trained does, and helps nothing."""
-    changes = sorted(change.ratio for change in loras.updates(case.bare, adapter, each.weight))
-    if found.possible.high >= GAIN or found.helps.high >= GAIN or changes[len(changes) // 2] < CHANGES:
+    if found.possible.high >= GAIN or found.helps.high >= GAIN or size < CHANGES:
         return []
     sentence, command = _on_base(case, each, adapter)
     return [Finding(
         "adapter.base", "harmful",
-        f"{each.name} changes weights by {100 * changes[len(changes) // 2]:.2g} % and gains nothing on your images"
+        f"{each.name} changes weights by {100 * size:.2g} % and gains nothing on your images"
         f" ({_percent(found.helps)}), nor does any other weight of it.{sentence}",
         "Use the adapter with the model that it was trained on; or give --data the images that it was made for.",
         command, also=("adapter.keys",),

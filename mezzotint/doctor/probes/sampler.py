@@ -53,12 +53,8 @@ def examine(case: Case) -> Checked:
         return Checked(tuple(findings), tuple(measures))
     if distilled or (sharp is not None and sharp.distilled):
         return Checked(tuple(findings), (*measures, Measure("steps of a distilled model", facts.steps)))
-    guidance = model.contract.guidance.scale
     try:
-        ends = case.draw(
-            trailing(model), PICTURES, sampler=REFERENCE, steps=converged(model), guidance=guidance
-        ).latents
-        mine = case.draw(model, PICTURES).latents
+        ends, mine = paths(case)
     except InputError as reason:
         raise NotChecked(f"pictures cannot be drawn: {reason}") from reason
     random = noisy(facts.sampler)
@@ -124,6 +120,17 @@ def _wasted(case: Case, error: Mean, measures: list[Measure]) -> Finding:
     )  # fmt: skip
 
 
+def paths(case: Case) -> tuple[Tensor, Tensor]:
+    """Latents from the same noise along the path that has converged and along the contract's own."""
+
+    def run() -> tuple[Tensor, Tensor]:
+        steps, guidance = converged(case.model), case.model.contract.guidance.scale
+        ends = case.draw(trailing(case.model), PICTURES, sampler=REFERENCE, steps=steps, guidance=guidance)
+        return ends.latents, case.draw(case.model, PICTURES).latents
+
+    return case.once("paths", run)
+
+
 def converged(model: Model) -> int:
     """Steps of the reference path, as many as the schedule can place."""
     schedule = model.process.schedule
@@ -177,18 +184,17 @@ def _start(case: Case, measures: list[Measure]) -> list[Finding]:
     if claimed <= SEEN:
         if claimed < SEEN / 10 or noisy(facts.sampler):
             return []
-        ends = case.draw(trailing(model), PICTURES, sampler=REFERENCE, steps=converged(model)).latents
-        mine, other = (apart(case.draw(each, PICTURES).latents, ends) for each in (model, trailing(model)))
+        ends, own = paths(case)
+        mine, other = apart(own, ends), apart(case.draw(trailing(model), PICTURES).latents, ends)
         measures += [
             measured("error of the path from its start", mine),
             measured("the same with trailing spacing", other, f"at least 1/{WORSE:g} of it"),
         ]
         if mine.value < WORSE * other.value or mine.value - other.value < LEAST:
             return []
-        seen = (
-            f"it ends {mine.value:.2f} of the deviation of pictures from where the model leads, with trailing spacing"
-        )
-        seen, strength = f"{seen} {other.value:.2f}", mine.value / other.value / WORSE
+        seen = f"it ends {mine.value:.2f} of the deviation of pictures from where the model leads, with trailing"
+        seen += f" spacing {other.value:.2f}"
+        strength = mine.value / other.value / WORSE
     return [
         Finding(
             "schedule.start", "harmful",

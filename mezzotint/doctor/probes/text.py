@@ -26,6 +26,7 @@ HELPS, HEEDED = 0.02, 0.02  # gain of the best caption, also of what a random on
 CUT = 0.05  # share of captions that may be longer than the encoder reads
 BETTER = 0.006  # gain of another way to read the encoder
 LITTLE = 0.05  # the same in a network whose weights were moved
+TRAINED_WITH = "Use the text encoder and tokenizer that the network was trained with."
 
 
 def examine(case: Case) -> Checked:
@@ -65,7 +66,9 @@ def examine(case: Case) -> Checked:
     if ignored and not findings:
         findings.append(_ignored(case, change, faint, measures))
     elif not ignored and best is None and trials.explanation(case) is None:
-        if misheard(case, middle, other, none) or (fit.low < HEARD and exchanged(case, words)):
+        if fit.low > WEAK and not built_in(case):
+            findings.append(_weak(fit, measures))
+        elif misheard(case, middle, other, none) or (fit.low < HEARD and exchanged(case, words)):
             findings.append(_misheard(case, words, middle, none, fit, measures))
         elif heard.high < QUIET and (against.high < QUIET or built_in(case)):
             findings.append(_unheard(case, change, measures))
@@ -86,6 +89,15 @@ def _ignored(case: Case, change: float, faint: Mean, measures: list[Measure]) ->
     )  # fmt: skip
 
 
+def _weak(fit: Mean, measures: list[Measure]) -> Finding:
+    return Finding(
+        "text.encoder", "harmful",
+        f"captions change the right things {fit.value:.2g} times too little ({fit.low:.2g} to {fit.high:.2g}), as"
+        " where they are said in another encoder's words",
+        TRAINED_WITH, strength=fit.low / WEAK, measures=tuple(measures), also=("text.ignored",),
+    )  # fmt: skip
+
+
 def _unheard(case: Case, change: float, measures: list[Measure]) -> Finding:
     if case.model.text is not None:
         what, cause = "captions", "text.encoder"
@@ -95,17 +107,16 @@ def _unheard(case: Case, change: float, measures: list[Measure]) -> Finding:
     return Finding(
         cause, "harmful",
         f"{what} change {100 * change:.2g} % of the network's output, and the right one helps no more than another one",
-        do,
-        strength=2.0, measures=tuple(measures[:3]), also=("text.ignored",),
+        do, strength=2.0, measures=tuple(measures[:3]), also=("text.ignored",),
     )  # fmt: skip
 
 
 def misheard(case: Case, own: Score, other: Score, none: Score) -> bool:
-    """Whether what is said changes the wrong things or far too little, or is worse than silence."""
+    """Whether what is said changes the wrong things, or is worse than silence."""
     if built_in(case):
         return False
     lost = own.gain(none).high < 0 and own.gain(other).low <= 0
-    return lost or consistency.misheard(case) or consistency.told(case).low > WEAK
+    return lost or consistency.misheard(case)
 
 
 def built_in(case: Case) -> bool:
@@ -184,14 +195,6 @@ def _readings(case: Case, middle: Score, none: Score, measures: list[Measure], f
 
 def _misheard(case: Case, words: list[str], middle: Score, none: Score, fit: Mean, measures: list[Measure]) -> Finding:
     """Captions that fit other images, labels that mean other classes, or an encoder that says something else."""
-    if fit.low > WEAK:
-        return Finding(
-            "text.encoder", "harmful",
-            f"captions change the right things {fit.value:.2g} times too little ({fit.low:.2g} to {fit.high:.2g}), as"
-            " where they are said in another encoder's words",
-            "Use the text encoder and tokenizer that the network was trained with.",
-            strength=fit.low / WEAK, measures=tuple(measures), also=("text.ignored",),
-        )  # fmt: skip
     known, own, tables = _every(case, words)
     table = (tables[0] + tables[1]) / 2
     inside = own >= 0
@@ -237,8 +240,7 @@ def _misheard(case: Case, words: list[str], middle: Score, none: Score, fit: Mea
         "text.encoder", "broken",
         f"{says}, and none of the captions helps an image ({best.value:+.2f} against none), though the output changes"
         " with them",
-        "Use the text encoder and tokenizer that the network was trained with.",
-        strength=4.0, measures=tuple(measures), also=("text.captions",),
+        TRAINED_WITH, strength=4.0, measures=tuple(measures), also=("text.captions",),
     )  # fmt: skip
 
 
