@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from mezzotint.backbones.unet import UNet
 from mezzotint.backbones.unet_config import UNetConfig
 from mezzotint.contract import ClassFacts, GuidanceFacts
-from mezzotint.doctor import ceiling, clock, earlier, overheads, remedies
+from mezzotint.doctor import ceiling, clock, earlier, operators, overheads, planned, remedies, timing
 from mezzotint.doctor.case import Case
 from mezzotint.doctor.clock import Paired
 from mezzotint.doctor.finding import Checked, Finding, Measure, Outcome
@@ -36,9 +36,9 @@ def case_of(model: Model, **more: Any) -> Case:
 
 
 def seen_of(case: Case) -> remedies.Seen:
-    request = speed.asked(case)
-    told, _ = speed.encoding(case.model, request)
-    return speed.step_of(case, speed.sizes(case.model, request, told))[0]
+    request = timing.asked(case)
+    told, _ = timing.encoding(case.model, request)
+    return timing.step_of(case, timing.sizes(case.model, request, told))[0]
 
 
 def broader(channels: int = 64, size: int = 16, heads: int = 16) -> Model:
@@ -68,7 +68,7 @@ def test_operations_are_counted_by_kind_as_on_paper() -> None:
         linear(x), conv(image), F.scaled_dot_product_attention(q, k, k)
 
     with torch.inference_mode():
-        found = clock.flops(act)
+        found = operators.flops(act)
     assert found == {
         "linear": 2 * 5 * 24 * 40, "convolution": 2 * 9 * 3 * 8 * 2 * 60, "attention": 2 * 2 * (2 * 7 * 9 * 16),
     }  # fmt: skip
@@ -81,7 +81,7 @@ def test_time_goes_to_the_kind_that_takes_it() -> None:
         return F.silu(a @ a)
 
     act()
-    found = [clock.operators(act, "cpu") for _ in range(7)]  # the least of several: other jobs only ever add
+    found = [operators.timed(act, "cpu") for _ in range(7)]  # the least of several: other jobs only ever add
     linear, activation = (min(each.seconds[kind] for each in found) for kind in ("linear", "activation"))
     assert linear > activation > 0
     assert found[0].calls == 2 and not found[0].softmaxes
@@ -89,7 +89,7 @@ def test_time_goes_to_the_kind_that_takes_it() -> None:
 
 def test_attention_by_hand_is_seen_with_its_shapes() -> None:
     q = torch.randn(2, 3, 10, 8)
-    found = clock.operators(lambda: (q @ q.transpose(-1, -2)).softmax(-1) @ q, "cpu")
+    found = operators.timed(lambda: (q @ q.transpose(-1, -2)).softmax(-1) @ q, "cpu")
     assert found.softmaxes == (((6, 10, 8), (6, 8, 10)),)
     assert found.seconds["linear"] == 0.0 < found.seconds["attention"]
 
@@ -112,7 +112,7 @@ def test_the_ceiling_weighs_operations_by_kind() -> None:
 
 def test_the_sampler_is_walked_without_the_network() -> None:
     model = parts.class_model()
-    spent, evaluations = clock.walked(clock.prepared(model, speed.asked(case_of(model))))
+    spent, evaluations = clock.walked(clock.prepared(model, timing.asked(case_of(model))))
     assert evaluations == 5 and spent < 0.5
 
 
@@ -266,6 +266,26 @@ def test_a_text_encoder_at_work_in_every_step_is_named() -> None:
     model.backbone.register_forward_hook(lambda module, given, out: [encoder(torch.ones(1, 4)), out][1])
     (found,), _ = overheads.text_within(spoken)
     assert (found.cause, found.grade) == ("speed.text", "harmful")
+
+
+def test_a_step_far_beyond_its_plan_is_noted_with_the_part_that_is() -> None:
+    step, text, decode = (timing.Timed(name, (0.9 * spent, spent, 1.2 * spent))
+                          for name, spent in (("step", 0.4), ("text", 0.1), ("codec.decode", 0.2)))  # fmt: skip
+    kinds = [timing.Timed("step.convolution", (0.1,)), timing.Timed("step.attention", (0.3,))]
+    plan = planned.Planned(0.3, {"convolution": 0.2, "attention": 0.1}, 0.1, 0.4, 2e9)
+    assert planned.against(None, step, kinds, text, decode) == ([], [])
+    findings, told = planned.against(plan, step, kinds, text, decode)
+    values = {each.name: each.value for each in told}
+    assert not findings
+    assert values["step over its plan"] == pytest.approx(0.4 / 0.3) and values["codec.decode over its plan"] == 0.5
+    assert values["step.attention over its plan"] == pytest.approx(3.0) and values["planned peak of memory"] == 2.0
+    (found,), _ = planned.against(replace(plan, step=0.15), step, kinds, text, decode)
+    assert (found.cause, found.grade) == ("speed.plan", "note") and "2.4 times" in found.says
+    assert "attention" in found.says and "--calibrate" in found.command
+    smaller = replace(step, note="measured at 32x32")
+    assert "codec.decode over its plan" not in {
+        each.name for each in planned.against(plan, smaller, [], text, decode)[1]
+    }
 
 
 # Runs and earlier diagnoses.

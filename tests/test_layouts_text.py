@@ -84,7 +84,7 @@ def test_published_language_models_are_counted_by_what_is_read(settings: dict[st
     """All but the layers behind the last one read, the final norm and the head."""
     from transformers import Qwen3Config, Qwen3ForCausalLM
 
-    from mezzotint.text.llm import QWEN3_LAYERS, _build
+    from mezzotint.text.llm import QWEN3_LAYERS, build
 
     config: dict[str, Any] = {
         "vocab_size": 151936, "num_hidden_layers": 36, "num_attention_heads": 32, "num_key_value_heads": 8,
@@ -94,7 +94,7 @@ def test_published_language_models_are_counted_by_what_is_read(settings: dict[st
         whole = Qwen3ForCausalLM(Qwen3Config(**config))
     assert sum(p.numel() for p in whole.parameters()) == parameters
     last = max(QWEN3_LAYERS)
-    ours = on_meta(lambda: _build({"model_type": "qwen3", **config, "num_hidden_layers": last}, normed=False))
+    ours = on_meta(lambda: build({"model_type": "qwen3", **config, "num_hidden_layers": last}, normed=False))
     left_out = sum(p.numel() for p in whole.model.layers[last:].parameters()) + config["hidden_size"]
     head = 0 if config["tie_word_embeddings"] else whole.lm_head.weight.numel()
     assert count(ours) == parameters - left_out - head
@@ -103,14 +103,14 @@ def test_published_language_models_are_counted_by_what_is_read(settings: dict[st
 def test_published_mistral_is_counted_by_what_is_read() -> None:
     from transformers import Mistral3Config, Mistral3ForConditionalGeneration
 
-    from mezzotint.text.llm import MISTRAL_LAYERS, _build
+    from mezzotint.text.llm import MISTRAL_LAYERS, build
 
     config = Mistral3Config(tie_word_embeddings=False)  # its defaults are Mistral-Small-3.1's and 3.2's
     with torch.device("meta"):
         whole = Mistral3ForConditionalGeneration(config)
     assert sum(p.numel() for p in whole.parameters()) == 24_011_361_280
     decoder = config.text_config.to_dict() | {"num_hidden_layers": max(MISTRAL_LAYERS)}
-    ours = on_meta(lambda: _build(decoder, normed=False))
+    ours = on_meta(lambda: build(decoder, normed=False))
     language = whole.model.language_model
     expected = [language.embed_tokens, *language.layers[:30]]
     assert count(ours) == sum(p.numel() for module in expected for p in module.parameters())

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -17,6 +17,8 @@ from mezzotint.errors import InputError, NotFinite
 
 if TYPE_CHECKING:
     from rich.progress import Progress
+
+    from mezzotint.doctor.planned import Foresee, Planned
 
 OUT = Path("out") / "doctor"
 # What probes take of each other's time, measured on the starter model: only how long the rest may take is told by it.
@@ -116,6 +118,8 @@ def run(options: Options) -> int:
                 dtype=getattr(torch, options.dtype), say=teller(bars, names, quiet=options.json),
                 prediction=options.prediction, distilled=console.answer(options.distilled), parts=options.parts,
             )  # fmt: skip
+            if subject.model is not None:
+                case = replace(case, foresee=foreseen(options, subject.model))
             found = subjects.examined(subject, case, names)
         except NotFinite as reason:
             found = refused(options.path, reason)
@@ -125,6 +129,36 @@ def run(options: Options) -> int:
     else:
         print("\n".join(report.lines(found, page)))
     return 0 if found.healthy else 1
+
+
+def foreseen(options: Options, model: Path) -> Foresee:
+    """What the planner says of one picture on this machine, adapters apart; nothing where the machine is not measured
+    or the model cannot be planned."""
+
+    def foresee(size: tuple[int, int]) -> Planned | None:
+        from mezzotint.cli import plan as planning
+        from mezzotint.doctor.planned import Planned
+        from mezzotint.families.family import Asked
+        from mezzotint.families.load import named
+        from mezzotint.plan import subject
+        from mezzotint.plan.generating import Job, generating
+
+        said = None if options.prediction is None else named(options.prediction)
+        try:
+            on = planning.machine(options.device)
+            planned = subject.find(str(model), Asked(said, console.answer(options.distilled)), options.parts)
+            phases = generating(planned, Job(size=size, dtype=options.dtype), on).phases
+        except InputError:
+            return None
+        spent = {phase.name: on.seconds(phase.traced.calls) for phase in phases}
+        if None in spent.values():
+            return None
+        texts = [seconds or 0.0 for name, seconds in spent.items() if name.startswith("text.")]
+        step = next(phase for phase in phases if phase.name == "denoise")
+        return Planned(spent["denoise"] or 0.0, on.by_kind(step.traced.calls), sum(texts), spent["decode"] or 0.0,
+                       max(phase.memory for phase in phases) + on.base)  # fmt: skip
+
+    return foresee
 
 
 def teller(bars: Progress, names: list[str], *, quiet: bool) -> Callable[[str], None]:

@@ -14,12 +14,14 @@ from mezzotint.errors import InputError
 # verb -> what it does; the verb's file has the same name
 VERBS = {
     "demo": "the main job on real solar cells: synthetic defects with masks, labels and a report",
+    "plan": "what a job will cost before it runs: parameters, operations, memory, time, money",
     "generate": "images from a model: from text or a class, from an image, inside a mask",
     "inspect": "what a model is: parts, parameters, process, latent and text space, licence, lineage",
     "convert": "rewrite a checkpoint as a model folder or as the original single file, without loss",
     "train": "train or fine-tune from a recipe; a stopped run goes on where it was",
     "synth": "a synthetic defect set from your own images: pictures, masks, COCO and YOLO labels",
     "evaluate": "how far synthetic images are from real ones, with intervals",
+    "sweep": "quality against time: samplers, steps and guidance on a model, and which to use",
     "doctor": "why a model's pictures are bad or slow: the cause, the evidence, what mends it",
 }
 

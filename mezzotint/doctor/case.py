@@ -17,6 +17,7 @@ from mezzotint.data.folder import NO_LABEL
 from mezzotint.doctor import pictures
 from mezzotint.doctor.finding import NotChecked
 from mezzotint.doctor.pictures import Pictures
+from mezzotint.doctor.planned import Foresee, unforeseen
 from mezzotint.errors import InputError
 from mezzotint.families import Model, load
 from mezzotint.families.adapt import adapted
@@ -59,6 +60,7 @@ class Case:
     mismatches: tuple[str, ...] = ()
     seed: int = 0
     say: Callable[[str], None] = field(default=lambda what: None)
+    foresee: Foresee = unforeseen  # what a request was planned to take
     memory: dict[str, Any] = field(default_factory=dict[str, Any])  # evidence that several probes look at
 
     def once(self, name: str, make: Callable[[], Found]) -> Found:

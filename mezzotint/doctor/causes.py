@@ -27,6 +27,9 @@ LESS = ("fit.*", "guidance.*", "text.labels", "text.encoder", "text.captions", "
 
 MISHEARD = ("guidance.*", "fit.*", "weights.damaged")
 
+MOVED = ("objective", "schedule.*", "latent.*", "text.*", "guidance.*", "sampler.*", "fit.under", "fit.collapsed",
+         "fit.over")  # fmt: skip
+
 CAUSES: dict[str, Cause] = {
     # what the files claim of the process
     "objective": Cause("the network answers with another objective than its files say", ("schedule.*", *DENOISING)),
@@ -81,20 +84,7 @@ CAUSES: dict[str, Cause] = {
     "weights.zero": Cause(
         "layers are still at their initial zero", ("fit.*", "text.ignored", "guidance.*", "weights.damaged")
     ),
-    "weights.damaged": Cause(
-        "weights are not as training left them",
-        (
-            "latent.*",
-            "text.*",
-            "guidance.*",
-            "sampler.*",
-            "fit.under",
-            "fit.collapsed",
-            "fit.over",
-            "objective",
-            "schedule.*",
-        ),
-    ),
+    "weights.damaged": Cause("weights are not as training left them", MOVED),
     "weights.precision": Cause("weights lost precision", LESS, certain=True),
     "weights.average": Cause("the moving average of the weights was not applied", ("fit.*",)),
     "weights.changed": Cause("weights are not those that the contract speaks of"),
@@ -136,6 +126,7 @@ CAUSES: dict[str, Cause] = {
     "speed.loading": Cause("loading data takes most of a training step"),
     "speed.recompiled": Cause("the network is compiled again and again"),
     "speed.memory": Cause("the machine runs out of memory"),
+    "speed.plan": Cause("slower than was planned for this machine"),
     "speed.regressed": Cause("slower than the run it is compared with"),
     # files
     "files.parts": Cause(

@@ -1,4 +1,4 @@
-"""Where the time of a step goes: one step of a request as `generate` takes it, timed whole, by operator and in pairs.
+"""Where the time of a step goes: one step of a request as `generate` takes it, timed whole and in pairs.
 
 On a machine with other jobs a single time means little. So what a cause costs is the ratio of two runs that follow each
 other, in turns, and only a ratio that most pairs agree on, twice over, is believed.
@@ -8,16 +8,12 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
-from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 
 from mezzotint.conditioning import Conditioning
 from mezzotint.families.model import Model
@@ -38,16 +34,6 @@ SHORT = (
 MOST = 10  # of those times
 HOPELESS = 5.0  # times: what takes so much longer at its first run needs no second one
 AGREE = 0.8  # share of pairs that must be on the median's side, beyond half of the bound
-
-KINDS = ("convolution", "attention", "linear", "norm", "activation", "copying", "other")
-_WORDS = (  # the first that an operator's name holds says its kind
-    ("attention", ("scaled_dot_product", "_flash_attention", "softmax", "baddbmm")),
-    ("convolution", ("conv",)),
-    ("linear", ("addmm", "linear", "mm", "mv", "dot")),
-    ("norm", ("norm", "var_mean", "rsqrt")),
-    ("activation", ("silu", "gelu", "relu", "sigmoid", "tanh", "glu", "mish")),
-    ("copying", ("copy", "clone", "cat", "upsample", "pad", "index", "stack", "embedding", "pool")),
-)  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
@@ -198,93 +184,3 @@ def proven(
     if not found.beyond(bound):
         return found
     return min(found, paired(first, second, device, around, bound), key=lambda each: (each.beyond(bound), each.value))
-
-
-@dataclass(frozen=True, slots=True)
-class Operators:
-    """A run by operator: seconds and number of calls by kind, and the shapes that attention by hand and convolutions
-    have."""
-
-    seconds: dict[str, float]
-    calls: int
-    softmaxes: tuple[tuple[tuple[int, ...], tuple[int, ...]], ...]  # queries (B, N, d), keys (B, d, M) before a softmax
-    attended: tuple[tuple[int, ...], ...]  # queries (B, heads, N, d) of fused attention
-    convolved: tuple[tuple[int, int], ...]  # channels and side of each convolution
-
-    @property
-    def total(self) -> float:
-        return sum(self.seconds.values())
-
-
-def operators(act: Act, device: torch.device | str) -> Operators:
-    """One run by operator. What lies between operators is Python's; of that the wrapping here takes its own part from
-    the outside, so it is told rather too small."""
-    clock = _OperatorClock(torch.device(device))
-    with torch.inference_mode(), clock:
-        act()
-    seconds = {kind: clock.seconds.get(kind, 0.0) for kind in KINDS}
-    if not clock.softmaxes:  # products of two activations that no softmax follows are no attention
-        seconds["linear"] += clock.products
-    else:
-        seconds["attention"] += clock.products
-    found = tuple(clock.softmaxes), tuple(clock.attended), tuple(clock.convolved)
-    return Operators(seconds, clock.calls, *found)
-
-
-class _OperatorClock(TorchDispatchMode):
-    """Adds up the time of every operator under its kind."""
-
-    def __init__(self, device: torch.device) -> None:
-        super().__init__()
-        self.device = device
-        self.seconds: dict[str, float] = defaultdict(float)
-        self.products = 0.0
-        self.calls = 0
-        self.softmaxes: list[tuple[tuple[int, ...], tuple[int, ...]]] = []
-        self.attended: list[tuple[int, ...]] = []
-        self.convolved: list[tuple[int, int]] = []
-        self.product: tuple[tuple[int, ...], tuple[int, ...]] | None = None
-
-    def __torch_dispatch__(self, func: Any, types: Sequence[type], args: Any = (), kwargs: Any = None) -> Any:
-        kwargs = kwargs or {}
-        with self:  # inference mode leaves composite operators whole
-            found = func.decompose(*args, **kwargs)
-        if found is not NotImplemented:
-            return found
-        out: list[Any] = []
-        spent = settled(lambda: out.append(func(*args, **kwargs)), self.device)
-        name = func.overloadpacket.__name__
-        self.calls += 1
-        if name == "bmm":
-            self.product, self.products = (tuple(args[0].shape), tuple(args[1].shape)), self.products + spent
-        else:
-            self.seconds[kind_of(name)] += spent
-        if "softmax" in name and self.product is not None:
-            self.softmaxes.append(self.product)
-            self.product = None
-        elif "scaled_dot_product" in name:
-            self.attended.append(tuple(args[0].shape))
-        elif name == "convolution" and args[1].ndim == 4 and args[1].shape[-1] > 1:
-            self.convolved.append((int(args[1].shape[0]), int(args[0].shape[-1])))
-        return out[0]
-
-
-def kind_of(name: str) -> str:
-    """The kind of layer that an operator belongs to."""
-    return next((kind for kind, words in _WORDS if any(word in name for word in words)), "other")
-
-
-def flops(act: Act) -> dict[str, float]:
-    """Floating-point operations of one run by kind, a multiplication and an addition counting two."""
-    aten = torch.ops.aten
-    missed = [aten._scaled_dot_product_flash_attention_for_cpu, aten._scaled_dot_product_fused_attention_overrideable]
-
-    def attention(query: Any, key: Any, value: Any, *rest: Any, out_shape: Any = None, **more: Any) -> int:
-        return sdpa_flop_count(query, key, value)
-
-    with torch.inference_mode(), FlopCounterMode(display=False, custom_mapping=dict.fromkeys(missed, attention)) as run:
-        act()
-    found: dict[str, float] = defaultdict(float)
-    for operator, count in run.get_flop_counts().get("Global", {}).items():
-        found["attention" if operator is aten.bmm else kind_of(operator.__name__)] += float(count)
-    return dict(found)

@@ -13,8 +13,9 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from mezzotint.adapters.apply import sharing
 from mezzotint.doctor import ceiling, clock
 from mezzotint.doctor.case import Case
-from mezzotint.doctor.clock import Operators, Paired, Work
+from mezzotint.doctor.clock import Paired, Work
 from mezzotint.doctor.finding import Finding, Measure
+from mezzotint.doctor.operators import Operators
 from mezzotint.families.model import Model
 
 GAIN = 1.15  # a remedy that gives less is not worth a word; equal twins stayed below 1.1 beside two trainings

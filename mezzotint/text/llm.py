@@ -188,7 +188,7 @@ def from_tensors(
         decoder["layer_types"] = decoder["layer_types"][:last]
     prefix = next((p for p in PREFIXES if f"{p}embed_tokens.weight" in tensors), "")
     held, rest = _divided(tensors, prefix, last, normed=last == total)
-    network = fill(lambda: _build(decoder, normed=last == total), last, held, dtype, at)
+    network = fill(lambda: build(decoder, normed=last == total), last, held, dtype, at)
     pad = tokenizer.pad_token_id
     if pad is None:
         raise InputError(f"the tokenizer of {at} has no padding token")
@@ -214,7 +214,7 @@ def _divided(
     return held, rest
 
 
-def _build(config: Mapping[str, Any], normed: bool) -> Any:
+def build(config: Mapping[str, Any], normed: bool) -> Any:
     """A decoder without its head, and without its final norm where only earlier layers are read."""
     try:
         from transformers import AutoConfig, AutoModel
