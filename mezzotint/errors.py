@@ -1,4 +1,4 @@
-"""The one exception that is a user's mistake and not ours."""
+"""What is a user's mistake and not ours, and what a policy does not allow."""
 
 
 class InputError(Exception):
@@ -10,3 +10,14 @@ class InputError(Exception):
 
 class NotFinite(InputError):
     """Weights hold NaN or infinite numbers."""
+
+
+class Refused(Exception):
+    """A policy does not allow what was asked: `rule` is the one that says so. Nothing that was drawn is given out.
+
+    The command line prints the message and exits with code 1.
+    """
+
+    def __init__(self, rule: str, says: str) -> None:
+        super().__init__(says)
+        self.rule = rule

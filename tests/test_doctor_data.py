@@ -19,6 +19,7 @@ from torch import Tensor
 from mezzotint.data import cache as caches
 from mezzotint.data import folder as folders
 from mezzotint.data import table
+from mezzotint.doctor import freshness
 from mezzotint.doctor.case import Case
 from mezzotint.doctor.finding import Checked, NotChecked
 from mezzotint.doctor.probes import cache, data
@@ -214,7 +215,7 @@ def test_latents_kept_in_half_precision_are_a_note(tmp_path: Path, coded: Model)
 def test_slope_and_offset_are_those_of_least_squares() -> None:
     x = torch.randn(8, 3, 4, 4, dtype=torch.float64)
     slope, offset = torch.tensor([2.0, 0.5, 1.0]).double(), torch.tensor([0.0, 1.0, -2.0]).double()
-    found = cache.compare(x * slope.view(1, 3, 1, 1) + offset.view(1, 3, 1, 1), x)
+    found = freshness.compare(x * slope.view(1, 3, 1, 1) + offset.view(1, 3, 1, 1), x)
     assert torch.allclose(found.slope, slope)
     assert torch.allclose(found.offset, offset / x.transpose(0, 1).flatten(1).std(1, unbiased=False))
     assert torch.allclose(found.correlation, torch.ones(3).double())

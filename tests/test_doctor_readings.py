@@ -12,12 +12,11 @@ from torch import Tensor
 
 from mezzotint.codec import Codec, LatentSpace
 from mezzotint.contract import GuidanceFacts, SamplingFacts
-from mezzotint.doctor import consistency, readings, statistics, trials
+from mezzotint.doctor import consistency, readings, relabelling, statistics, trials
 from mezzotint.doctor.case import Case
 from mezzotint.doctor.causes import CAUSES, brings, ranked
 from mezzotint.doctor.diagnose import diagnose
 from mezzotint.doctor.finding import Diagnosis, Finding
-from mezzotint.doctor.probes import text
 from mezzotint.process import Discrete, Prediction, Process, RectifiedFlow
 
 PROCESSES = {"flow": FLOW, "epsilon": EPSILON, "velocity": VELOCITY, "clean": CLEAN, "zero": ZERO}
@@ -140,10 +139,10 @@ def test_labels_that_mean_other_classes_are_named() -> None:
 def test_labels_two_of_which_were_exchanged_are_named() -> None:
     labels = torch.tensor([0, 2, 1])[torch.arange(60) % len(CLASSES)]  # a third of what labels change is right
     case = examined(FLOW, steered=True, labels=labels, count=60)
-    assert text.exchanged(case, [str(label) for label in labels.tolist()])
+    assert relabelling.exchanged(case, [str(label) for label in labels.tolist()])
     assert found(case, ("text",))[0] == ["text.labels"]
     right = examined(FLOW, steered=True, count=60)
-    assert not text.exchanged(right, [str(i % len(CLASSES)) for i in range(60)])
+    assert not relabelling.exchanged(right, [str(i % len(CLASSES)) for i in range(60)])
 
 
 def test_a_network_that_does_not_listen_is_named() -> None:

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from importlib import import_module, metadata
 
 from mezzotint.cli.options import nearest, parse
-from mezzotint.errors import InputError
+from mezzotint.errors import InputError, Refused
 
 # verb -> what it does; the verb's file has the same name
 VERBS = {
@@ -54,6 +54,8 @@ def main(argv: Sequence[str]) -> int:
     except BrokenPipeError:  # the reader of our output has gone, as with `| head`
         drop_output()
         return 1
+    except Refused as refusal:
+        return complain(str(refusal), code=1)
     except Exception as error:
         message = explain(error)
         if debug or message is None:

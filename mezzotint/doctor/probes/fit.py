@@ -9,15 +9,13 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from mezzotint import images
 from mezzotint.conditioning import Conditioning
 from mezzotint.data.folder import NO_LABEL
-from mezzotint.doctor import consistency, filters, pictures, readings, runs, steerings, trials
+from mezzotint.doctor import consistency, copies, filters, pictures, readings, runs, steerings, trials
 from mezzotint.doctor.case import BATCH, Case, Drawn
 from mezzotint.doctor.finding import Checked, Exhibit, Finding, Measure, Plot, measured
-from mezzotint.doctor.pictures import Pictures
 from mezzotint.doctor.probes import trace
 from mezzotint.doctor.probes.data import sheet
 from mezzotint.doctor.readings import RATIOS, Reading, Score
@@ -29,16 +27,12 @@ from mezzotint.families.model import working
 MIDDLE = slice(2, 5)  # of RATIOS: sigma / alpha from 0.4 to 2.5, where a network has most to say
 NOISY = 5  # of RATIOS: sigma / alpha = 6.7, where of an image that is not known by heart hardly anything is left
 # Bounds, with what healthy models show (the starter on its cells; of the nursery dit-clean and sd1-epsilon).
-COPY, COPIES = 0.5, 0.25  # healthy: none, median ratio 1.7 to 2.4; on a folder of six images 1 of 16, and 0.8
+COPIES = 0.25  # share of drawn pictures; healthy: none, on a folder of six images 1 of 16
 SUSPICIOUS = -1.5  # log error at the noisiest level from which pictures are looked at without guidance; healthy -1.1
 DIVERSE = 0.35  # of the variance of the data; healthy 0.7 to 2.3
 ONLY = 1.0  # log error of the images above that of its pictures, where these are alike and nothing else is known
 FORGOTTEN = 0.7  # log error on the base's pictures
-SIDE = 32  # pixels of the small copies that pictures are compared by
-MOST = 1500  # images of the folder that drawn pictures are compared with
-OTHERS = 3  # nearest others of an image, whose mean distance says how far apart pictures are there
 SHOWN = 6
-FLIPS: tuple[tuple[int, ...], ...] = ((), (-1,), (-2,), (-2, -1))
 Curves = dict[str, list[tuple[float, float]]]
 
 
@@ -145,46 +139,21 @@ def heard(case: Case) -> bool:
 # By heart.
 
 
-@dataclass(frozen=True, slots=True)
-class Nearest:
-    """For M drawn pictures the nearest of N images: how near it is against that image's own neighbours, and which."""
-
-    ratio: Tensor  # (M,)
-    index: Tensor  # (M,)
-
-    @property
-    def copies(self) -> int:
-        return int((self.ratio < COPY).sum())
-
-
-def nearest(drawn: Tensor, every: Tensor) -> Nearest:
-    """Of small copies (M, P, h, w) and (N, P, h, w), also mirrored: |drawn - image| / mean |image - its next others|.
-
-    About 1 for a new picture of the same kind, near 0 for a copy (Alaa et al. 2022, section 3.3, with the mean of three
-    neighbours, so that two photographs of one object do not hide a copy).
-    """
-    flat = every.flatten(1)
-    among = torch.stack([torch.cdist(every.flip(flip).flatten(1), flat) for flip in FLIPS]).amin(0)
-    among = among.fill_diagonal_(float("inf")).topk(min(OTHERS, len(every) - 1), largest=False).values.mean(1)
-    distance, index = torch.stack([torch.cdist(drawn.flip(flip).flatten(1), flat) for flip in FLIPS]).amin(0).min(1)
-    return Nearest(distance / among[index].clamp(min=1e-6), index)
-
-
 def by_heart(case: Case, own: Score, drawn: Drawn, run: runs.Run | None) -> Part:
     """Whether what it draws are the user's images, and whether it denoises them better than others of their kind."""
-    every, noisy = _whole(case).pixels, mean(own.log_error[:, NOISY])
+    every, noisy = copies.whole(case).pixels, mean(own.log_error[:, NOISY])
     its = case.steering.map(lambda tensor: tensor[drawn.rows])
     curves = {"its own pictures": _curve(scored(case, case.model, drawn.latents, its))}
-    found, guided = nearest(_small(drawn, every), every), case.model.contract.guidance
+    found, guided = copies.nearest(copies.small(drawn, every), every), case.model.contract.guidance
     few, may = found.copies < COPIES * len(found.ratio), guided.scale > 1 and not guided.embedded
     if few and may and noisy.value < SUSPICIOUS:  # guidance moves pictures away from what was learned
         drawn = case.draw(case.model, guidance=1.0)
-        found = nearest(_small(drawn, every), every)
+        found = copies.nearest(copies.small(drawn, every), every)
     share = found.copies / len(found.ratio)
     measures = [
         Measure("share of drawn pictures that are copies of an image", share, bound=f"below {COPIES:g}"),
         Measure("distance of a drawn picture to the nearest image, to that image's others", float(found.ratio.median()),
-                bound=f"copies below {COPY:g}"),
+                bound=f"copies below {copies.COPY:g}"),
         measured("log error at sigma / alpha = 6.7", noisy),
     ]  # fmt: skip
     says = f"{found.copies} of {len(found.ratio)} drawn pictures are nearer to an image of the data than half of what"
@@ -206,19 +175,6 @@ def by_heart(case: Case, own: Score, drawn: Drawn, run: runs.Run | None) -> Part
         do = "Train anew for fewer steps, on more images, with mirroring where it is allowed."
         finding = Finding("fit.memorised", "broken" if share > 0.5 else "harmful", says, do, strength=share / COPIES)
     return Part(finding, tuple(measures), curves, exhibit)
-
-
-def _small(drawn: Drawn, like: Tensor) -> Tensor:
-    """(M, P, h, w) of what was drawn."""
-    return F.interpolate(drawn.pixels.clamp(-1, 1), like.shape[-2:], mode="bicubic", antialias=True).clamp(-1, 1)
-
-
-def _whole(case: Case) -> Pictures:
-    """Small copies of the whole folder, or of MOST images spread over it."""
-    width, height = case.bare.contract.size
-    across, down = (max(1, round(SIDE * side / max(width, height))) for side in (width, height))
-    folder = case.folder or case.images.folder
-    return pictures.read(folder, (across, down), case.bare.codec.pixel_channels, MOST)
 
 
 def _held(case: Case, run: runs.Run | None) -> Score | None:

@@ -5,10 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from dataclasses import replace
 
-import torch
-from torch import Tensor
-
-from mezzotint.doctor import consistency, readings, steerings, trials
+from mezzotint.doctor import consistency, readings, relabelling, steerings, trials
 from mezzotint.doctor.case import Case
 from mezzotint.doctor.consistency import HEARD
 from mezzotint.doctor.encoders import Otherwise, otherwise
@@ -19,10 +16,9 @@ from mezzotint.doctor.statistics import Mean, mean
 
 DEAF = 1e-3  # change of the output, relative, from one caption to another
 WEAK, FAINT = 1.5, 10.0  # times too little that a caption changes: of another encoder, of none at all
-MOST = 8  # captions or labels that every image is tried with
 QUIET = 0.01  # gain of the right caption, over another one and none, below which nothing of it is understood
 AGREED = 0.6  # share of a caption's images that must prefer the same other one
-HELPS, HEEDED = 0.02, 0.02  # gain of the best caption, also of what a random one costs, from which it is understood
+HEEDED = 0.02  # of what a random caption costs, gain of the best one from which that is understood
 CUT = 0.05  # share of captions that may be longer than the encoder reads
 BETTER = 0.006  # gain of another way to read the encoder
 LITTLE = 0.05  # the same in a network whose weights were moved
@@ -68,7 +64,9 @@ def examine(case: Case) -> Checked:
     elif not ignored and best is None and trials.explanation(case) is None:
         if fit.low > WEAK and not built_in(case):
             findings.append(_weak(fit, measures))
-        elif misheard(case, middle, other, none) or (fit.low < HEARD and exchanged(case, words)):
+        elif misheard(case, middle, other, none) or (
+            fit.low < HEARD and not built_in(case) and relabelling.exchanged(case, words)
+        ):
             findings.append(_misheard(case, words, middle, none, fit, measures))
         elif heard.high < QUIET and (against.high < QUIET or built_in(case)):
             findings.append(_unheard(case, change, measures))
@@ -133,10 +131,6 @@ def response(case: Case, claim: Reading, other: Reading, ratio: float = MIDDLE[-
     return float((a - b).std() / a.std().clamp(min=1e-12))
 
 
-def _rows(case: Case, rows: Tensor):
-    return case.steering.map(lambda tensor: tensor[rows])
-
-
 def _lengths(case: Case, change: float, measures: list[Measure]) -> list[Finding]:
     text = case.model.text
     if text is None:
@@ -195,11 +189,11 @@ def _readings(case: Case, middle: Score, none: Score, measures: list[Measure], f
 
 def _misheard(case: Case, words: list[str], middle: Score, none: Score, fit: Mean, measures: list[Measure]) -> Finding:
     """Captions that fit other images, labels that mean other classes, or an encoder that says something else."""
-    known, own, tables = _every(case, words)
+    known, own, tables = relabelling.every(case, words)
     table = (tables[0] + tables[1]) / 2
     inside = own >= 0
     preferred = table.argmin(1)
-    free = [_error(case, none.reading, draw) for draw in (1, 2)]  # (N,)
+    free = [relabelling.error(case, none.reading, draw) for draw in (1, 2)]  # (N,)
     # the best by one noise, judged by the other: what is best by chance is so once
     gains = [free[j] - tables[j].gather(1, tables[i].argmin(1, keepdim=True)).squeeze(1) for i, j in ((0, 1), (1, 0))]
     best = mean((gains[0] + gains[1])[inside] / 2)
@@ -219,7 +213,7 @@ def _misheard(case: Case, words: list[str], middle: Score, none: Score, fit: Mea
     ]  # fmt: skip
     elsewhere = [(a, b) for a, b in agreed if a != b]
     says = f"what captions change is right to {100 * fit.value:.0f} % ({100 * fit.low:.0f} to {100 * fit.high:.0f})"
-    heeds = best.low > 0 and best.value > max(HELPS, HEEDED * loss)
+    heeds = best.low > 0 and best.value > max(relabelling.HELPS, HEEDED * loss)
     if case.model.text is None:
         taken = ", ".join(f"{a} for {b}" for a, b in elsewhere[:6]) or "each label for several others"
         return Finding(
@@ -242,46 +236,3 @@ def _misheard(case: Case, words: list[str], middle: Score, none: Score, fit: Mea
         " with them",
         TRAINED_WITH, strength=4.0, measures=tuple(measures), also=("text.captions",),
     )  # fmt: skip
-
-
-def exchanged(case: Case, words: list[str]) -> bool:
-    """Whether images of some captions or labels would all do better under another one, as where some were exchanged.
-
-    Which one that is for each is told by one noise and judged by the other, so that what is best by chance gains
-    nothing.
-    """
-    if built_in(case):
-        return False
-    known, own, tables = _every(case, words)
-    gains = torch.zeros(len(words))
-    for i in range(len(known)):
-        mine = own == i
-        for chosen, judge in ((0, 1), (1, 0)):
-            to = int(tables[chosen][mine].mean(0).argmin())
-            gains[mine] += (tables[judge][mine, i] - tables[judge][mine, to]) / 2
-    gain = mean(gains[own >= 0])
-    return gain.low > 0 and gain.value > HELPS
-
-
-def _every(case: Case, words: list[str]) -> tuple[list[str], Tensor, list[Tensor]]:
-    """The D commonest captions or labels, which is each image's (N,), -1: none, and two tables (N, D) of errors."""
-
-    def run() -> tuple[list[str], Tensor, list[Tensor]]:
-        known = [word for word, _ in Counter(words).most_common(MOST)]
-        own = torch.tensor([known.index(word) if word in known else -1 for word in words])
-        return known, own, [_table(case, trials.own(case).reading, words, known, draw) for draw in (1, 2)]
-
-    return case.once("every caption", run)
-
-
-def _table(case: Case, claim: Reading, words: list[str], known: list[str], draw: int) -> Tensor:
-    """(N, D) log error of each image with each caption, by one noise."""
-    columns: list[Tensor] = []
-    for word in known:
-        rows = torch.full((len(words),), words.index(word))
-        columns.append(_error(case, claim.named(word, steering=_rows(case, rows)), draw))
-    return torch.stack(columns, 1)
-
-
-def _error(case: Case, reading: Reading, draw: int) -> Tensor:
-    return readings.score(case, reading, MIDDLE[1::2], draw=draw).log_error.mean(1)

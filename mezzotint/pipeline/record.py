@@ -1,51 +1,23 @@
-"""From a request to pictures with their record: the one place where images leave the house."""
+"""How pictures are made, as plain data: everything that it takes to draw them again."""
 
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass, fields
+from dataclasses import fields
 from functools import lru_cache
 from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mezzotint.digests import tensors_digest
-from mezzotint.errors import InputError
 from mezzotint.families.adapt import ruled
 from mezzotint.families.model import Model
-from mezzotint.families.native import identified
+from mezzotint.families.settings import settle
 from mezzotint.files import sha256_file, sha256_json
-from mezzotint.generate import generate, settle
-from mezzotint.request import Artifact, Request
+from mezzotint.request import Request
 
 if TYPE_CHECKING:
     from PIL.Image import Image
-
-    from mezzotint.sampling.loop import Watch
-
-
-@dataclass(frozen=True, slots=True)
-class Pipeline:
-    """A model together with the rules its images leave under."""
-
-    model: Model
-
-    def run(self, request: Request, watch: Watch | None = None) -> list[Artifact]:
-        """Draw the request's images, each with the record that makes it again."""
-        result = generate(self.model, request, watch)
-        facts = record(self.model, request)
-        return [Artifact(image, {"seed": request.seed + i, **facts}) for i, image in enumerate(result.images)]
-
-
-def pipeline(model: Model, policy: str | None = None) -> Pipeline:
-    """A pipeline without filters, watermark or signature, which is what the policy "off" (or none) says.
-
-    A published checkpoint comes without digests of its weights; they are computed here, once, since every record names
-    them: about a second per gigabyte.
-    """
-    if policy not in (None, "off"):
-        raise InputError(f"policy {policy!r} cannot be kept: there are no filters or signatures yet; use 'off'")
-    return Pipeline(identified(model))
 
 
 def record(model: Model, request: Request) -> dict[str, Any]:
