@@ -17,7 +17,9 @@ from mezzotint.cli.main import main
 from mezzotint.process import Prediction, Process, schedules
 
 ROOT = Path("runs/sweep/pairs")
-NURSERY = Path("runs/doctor/seed-3")
+SEED = 4  # of the nursery
+NURSERY = Path(f"runs/doctor/seed-{SEED}")
+REAL = Path(f"runs/doctor/data/validation-{SEED % 2}")  # cells that none of its models trains on
 LIKE = NURSERY / "recipes" / "unet-zsnr.toml"
 STEPS = 1200
 
@@ -55,7 +57,7 @@ def trained(name: str, seed: int, steps: int = STEPS) -> Path:
     if (at / "model").is_dir():
         return at / "model"
     if not LIKE.is_file():
-        sys.exit(f"{LIKE} is missing: run `python benchmarks/doctor/nursery.py --seed 3` first")
+        sys.exit(f"{LIKE} is missing: run `python benchmarks/doctor/nursery.py --seed {SEED}` first")
     resume = ["--resume"] if (at / "recipe.toml").is_file() else []
     place = files.write_text(ROOT / "recipes" / f"{name}-{seed}.toml", toml(recipe(name, seed, steps)))
     if code := main(["train", str(place), *resume]):
