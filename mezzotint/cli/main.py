@@ -22,6 +22,7 @@ VERBS = {
     "synth": "a synthetic defect set from your own images: pictures, masks, COCO and YOLO labels",
     "evaluate": "how far synthetic images are from real ones, with intervals",
     "sweep": "quality against time: samplers, steps and guidance on a model, and which to use",
+    "certs": "the private certificates that sign pictures and models: make, show, renew",
     "doctor": "why a model's pictures are bad or slow: the cause, the evidence, what mends it",
 }
 
