@@ -32,7 +32,7 @@ def test_the_payload_comes_back_and_magnitudes_are_the_seeds() -> None:
     assert torch.equal(z.abs(), n.abs())
     found = shading.read(z, KEY, *mark(0))
     assert found.payload == bytes.fromhex(KEY.id) + b"abcd" and found.accuracy == 1.0
-    assert found.equal == found.numbers == n.numel()
+    assert found.share == 1.0
     assert found.log_chance == pytest.approx(-n.numel() * math.log(2)) and found.found(tried=10**9)
 
 
@@ -61,8 +61,8 @@ def test_requests_and_seeds_have_nonces_of_their_own_and_the_same_have_one() -> 
 def test_unmarked_pictures_match_by_chance_alone_whatever_they_look_like() -> None:
     """Even a picture all of whose noise is positive: the keystream is independent of it."""
     flat = torch.ones(SHAPE)
-    equal = np.array([shading.read(flat, KEY, *mark(i)).equal for i in range(2000)])
     count = flat.numel()
+    equal = np.array([round(count * shading.read(flat, KEY, *mark(i)).share) for i in range(2000)])
     assert abs(equal.mean() - count / 2) < 4 * (count / 4 / 2000) ** 0.5
     assert equal.var() == pytest.approx(count / 4, rel=0.13)
     chances = np.exp([shading.log_tail(count, int(each)) for each in equal])
@@ -82,9 +82,9 @@ def test_a_mark_stands_in_a_noisy_estimate_and_more_trials_ask_for_more() -> Non
     rough = z + 3.0 * noise(4)  # nine parts of variance are the inversion's error
     found = shading.read(rough, KEY, *mark(3))
     share = 0.5 + math.atan(1 / 3.0) / math.pi  # of signs that survive, in closed form
-    assert found.equal / found.numbers == pytest.approx(share, abs=4 * 0.5 / found.numbers**0.5)
+    assert found.share == pytest.approx(share, abs=4 * 0.5 / z.numel() ** 0.5)
     assert found.found() and found.accuracy > 0.9
-    weak = shading.Reading(b"", 0, 64, 0, 0, math.log(1e-8))
+    weak = shading.Reading(b"", 0, 64, 0.5, math.log(1e-8))
     assert weak.found(tried=10) and not weak.found(tried=1000)
 
 
@@ -101,7 +101,7 @@ def test_the_right_one_of_many_marks_is_found_quickly() -> None:
 
 def test_numbers_that_fill_no_octet_are_marked_too() -> None:
     odd = noise(0, (1, 7, 9))
-    assert shading.read(shading.shaded(odd, KEY, *mark(0)), KEY, *mark(0)).equal == 63
+    assert shading.read(shading.shaded(odd, KEY, *mark(0)), KEY, *mark(0)).share == 1.0
     assert shading.best(shading.shaded(odd, KEY, *mark(1)), KEY, [mark(0), mark(1)])[0] == 1
 
 

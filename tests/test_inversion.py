@@ -44,5 +44,5 @@ def test_a_marked_picture_of_the_starter_model_is_found_without_being_told_its_c
     for start in (marked, noise):
         pictures += mz.generate(model, Request(label=1, steps=8, start_noise=start[None])).images
     found = [shading.read(each, key, nonce, payload) for each in inverted(model, pictures, [Request()] * 2, 8)]
-    assert found[0].found() and found[0].payload == payload and found[0].equal > 0.75 * found[0].numbers
+    assert found[0].found() and found[0].payload == payload and found[0].share > 0.75
     assert not found[1].found()

@@ -83,9 +83,7 @@ def shaded(noise: Tensor, key: Key, nonce: bytes, payload: bytes) -> Tensor:
     """Unit noise of one picture (C, h, w) with the payload in its signs."""
     import torch
 
-    bits = _signs(noise.numel(), key, nonce, payload).astype(np.float32)
-    sign = torch.from_numpy(2 * bits - 1).view(noise.shape).to(noise)
-    return sign * noise.abs()
+    return torch.from_numpy(signs(noise.numel(), key, nonce, payload)).view(noise.shape).to(noise) * noise.abs()
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,9 +93,8 @@ class Reading:
     payload: bytes  # by majority
     right: int  # of its bits, those as they should be
     bits: int
-    equal: int  # signs of all numbers as they should be
-    numbers: int
-    log_chance: float  # natural logarithm of the chance of that many equal signs in a picture without this mark
+    share: float  # of all numbers, those whose signs are as they should be; 0.5 by chance
+    log_chance: float  # natural logarithm of the chance, at most, that a picture without this mark agrees as well
 
     @property
     def accuracy(self) -> float:
@@ -111,16 +108,16 @@ class Reading:
 
 def read(noise: Tensor, key: Key, nonce: bytes, payload: bytes) -> Reading:
     """The payload and how well it stands in an estimate of start noise (C, h, w)."""
-    signs = _positive(noise)
-    stream = _stream(len(signs), key, nonce)
+    positive = _positive(noise)
+    stream = positive ^ _stream(len(positive), key, nonce)
     wanted = np.unpackbits(np.frombuffer(payload, np.uint8))
-    place = np.arange(len(signs)) % len(wanted)
-    votes = np.bincount(place, weights=2.0 * (signs ^ stream) - 1.0, minlength=len(wanted))
+    place = np.arange(len(positive)) % len(wanted)
+    votes = np.bincount(place, weights=2.0 * stream - 1.0, minlength=len(wanted))
     decoded: Bits = (votes > 0).astype(np.uint8)
-    equal = int(((signs ^ stream) == wanted[place]).sum())
+    equal = int((stream == wanted[place]).sum())
     return Reading(
-        np.packbits(decoded).tobytes(), int((decoded == wanted).sum()), len(wanted), equal, len(signs),
-        log_tail(len(signs), equal),
+        np.packbits(decoded).tobytes(), int((decoded == wanted).sum()), len(wanted), equal / len(positive),
+        log_tail(len(positive), equal),
     )  # fmt: skip
 
 
@@ -128,10 +125,15 @@ def best(noise: Tensor, key: Key, marks: Sequence[tuple[bytes, bytes]]) -> tuple
     """Of many (nonce, payload) the one that stands best in a noise, by its place; InputError where there is none."""
     if not marks:
         raise InputError("there is no mark to look for: the log names none with this key")
-    signs = np.packbits(_positive(noise))
-    equal = [_equal(signs, noise.numel(), key, *mark) for mark in marks]
+    packed = np.packbits(_positive(noise))
+    equal = [_equal(packed, noise.numel(), key, *mark) for mark in marks]
     place = int(np.argmax(equal))
     return place, read(noise, key, *marks[place])
+
+
+def signs(count: int, key: Key, nonce: bytes, payload: bytes) -> NDArray[np.float32]:
+    """(count,) of +1 and -1: what the payload, repeated and encrypted, asks for."""
+    return 2.0 * _encrypted(count, key, nonce, payload).astype(np.float32) - 1.0
 
 
 def log_tail(numbers: int, equal: int) -> float:
@@ -150,8 +152,8 @@ def _stream(count: int, key: Key, nonce: bytes) -> Bits:
     return np.unpackbits(np.frombuffer(octets, np.uint8))[:count]
 
 
-def _signs(count: int, key: Key, nonce: bytes, payload: bytes) -> Bits:
-    """(count,) 1 for positive: the payload over and over, encrypted."""
+def _encrypted(count: int, key: Key, nonce: bytes, payload: bytes) -> Bits:
+    """(count,) the payload over and over, encrypted."""
     bits = np.unpackbits(np.frombuffer(payload, np.uint8))
     return np.resize(bits, count) ^ _stream(count, key, nonce)
 
@@ -160,6 +162,6 @@ def _positive(noise: Tensor) -> Bits:
     return (noise.flatten() > 0).cpu().numpy().astype(np.uint8)
 
 
-def _equal(signs: Bits, count: int, key: Key, nonce: bytes, payload: bytes) -> int:
+def _equal(packed: Bits, count: int, key: Key, nonce: bytes, payload: bytes) -> int:
     """How many signs, packed, are those of a mark."""
-    return count - int(np.bitwise_count(signs ^ np.packbits(_signs(count, key, nonce, payload))).sum())
+    return count - int(np.bitwise_count(packed ^ np.packbits(_encrypted(count, key, nonce, payload))).sum())
