@@ -101,7 +101,7 @@ def test_unmarked_pictures_are_never_found_and_the_bound_on_chance_holds() -> No
 def test_a_mask_keeps_what_is_black_to_the_bit(mode: str) -> None:
     picture = texture(2, 160, 120, mode)
     mask = Image.new("L", (160, 120), 0)
-    mask.paste(255, (40, 30, 120, 100))
+    mask.paste(255, (10, 6, 152, 114))
     marked = spread.marked(picture, KEY, nonce(2), PAYLOAD, mask)
     before, after = (np.asarray(each.convert("RGBA")).astype(int) for each in (picture, marked))
     outside = np.asarray(mask) == 0

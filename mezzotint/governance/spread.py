@@ -34,7 +34,8 @@ def marked(
 ) -> Image:
     """The picture with the mark; where a mask is black it stays as it is, to the bit. InputError for less than a block.
 
-    Pictures with transparency keep it.
+    Pictures with transparency keep it. A repainted spot holds a small part of the mark only: below about a quarter of
+    a picture of 128x128 it is too small to be found.
     """
     from PIL import Image as pil
 
