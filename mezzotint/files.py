@@ -56,14 +56,14 @@ def write_json(path: Path, content: Any) -> Path:
     return write_text(path, json.dumps(content, indent=2, ensure_ascii=False) + "\n")
 
 
-def read_recipe(path: Path) -> dict[str, Any]:
-    """The tables of a TOML recipe as plain data; InputError where it is missing, unreadable or no TOML."""
+def read_toml(path: Path, what: str = "recipe") -> dict[str, Any]:
+    """The tables of a TOML file as plain data; InputError where it is missing, unreadable or no TOML."""
     try:
         return tomllib.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
-        raise InputError(f"no such recipe: {path}") from error
+        raise InputError(f"no such {what}: {path}") from error
     except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"cannot read the recipe {path}: {error}") from error
+        raise InputError(f"cannot read the {what} {path}: {error}") from error
     except tomllib.TOMLDecodeError as error:
         raise InputError(f"{path} is not valid TOML: {error}") from error
 

@@ -14,7 +14,7 @@ from mezzotint.errors import InputError
 from mezzotint.families import facts
 from mezzotint.families.adapt import LORA, inside
 from mezzotint.families.materials import INDEX
-from mezzotint.files import read_recipe
+from mezzotint.files import read_toml
 
 WEIGHTS = {".safetensors", ".ckpt", ".pt", ".pth", ".bin"}
 RECIPE, METRICS = "recipe.toml", "metrics.jsonl"  # what training leaves in a run folder
@@ -30,7 +30,7 @@ def recipe_of(path: Path) -> dict[str, Any] | None:
     """The recipe of a run of training; None for anything else, such as a set that `synth` made."""
     if not (path / RECIPE).is_file():
         return None
-    recipe = read_recipe(path / RECIPE)
+    recipe = read_toml(path / RECIPE)
     return recipe if "method" in recipe else None
 
 

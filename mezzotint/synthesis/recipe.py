@@ -10,7 +10,7 @@ from typing import Annotated, Any
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from mezzotint.errors import InputError
-from mezzotint.files import read_recipe
+from mezzotint.files import read_toml
 
 FILE = "recipe.toml"
 FREE = ("count", "out")  # may change between two runs into the same folder
@@ -39,7 +39,7 @@ class Recipe(BaseModel):
 def read(path: Path) -> Recipe:
     """Read a TOML recipe; `out` is out/NAME after the file's name where it says nothing. InputError names the key."""
     path = Path(path)
-    content = read_recipe(path)
+    content = read_toml(path)
     content.setdefault("out", f"out/{path.stem}")
     return check(content, str(path))
 

@@ -11,7 +11,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from mezzotint.errors import InputError
-from mezzotint.files import read_recipe
+from mezzotint.files import read_toml
 from mezzotint.training.tables import Inpaint, Loss, Optimiser, Recipe, Section, Vae
 
 __all__ = ["Inpaint", "Loss", "Optimiser", "Recipe", "Vae", "changes", "check", "read", "to_toml"]
@@ -40,7 +40,7 @@ def read(path: Path, overrides: Sequence[str] = ()) -> Recipe:
     `out` is runs/NAME after the recipe's file name where it says nothing.
     """
     path = Path(path)
-    content = read_recipe(path)
+    content = read_toml(path)
     for override in overrides:
         _apply(content, override)
     content.setdefault("out", f"runs/{path.stem}")
