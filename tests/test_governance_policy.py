@@ -74,7 +74,8 @@ def test_what_users_ask_for_passes(prompt: str) -> None:
     "prompt",
     [
         "porn", "PORN", "p.o.r.n", "p o r n of cells", "p0rn", "ｐｏｒｎ", "p\u200born", "pórn", "роrn",
-        "a naked woman",        "topless  models", "nude, sitting: man", "a child, entirely naked", "sexy photo of a teen", "n a k e d girl",
+        "a naked woman",        "topless  models", "nude, sitting: man",
+        "a child, entirely naked", "sexy photo of a teen", "n a k e d girl",
         "<porn>", "porn!", "a cell\nwith hentai",
     ],
 )  # fmt: skip

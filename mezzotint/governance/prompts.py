@@ -43,7 +43,7 @@ def judge(rules: Prompts, prompt: str, negative: str = "", label: str = "") -> V
         return Verdict(False, "prompts.classes", f"the class '{label or 'none'}' is not among those allowed: {allowed}")
     for text in (prompt, label):
         for folded in (fold(text), joined(fold(text))):
-            if phrase := next((each for each in rules.deny if f" {fold(each)} " in f" {folded} "), None):
+            if phrase := next((each for each in rules.deny if fold(each) and f" {fold(each)} " in f" {folded} "), None):
                 return Verdict(False, "prompts.deny", f"the prompt says what the policy denies: '{phrase}'")
             if pattern := next((each for each in rules.deny_patterns if re.search(each, folded)), None):
                 says = f"the prompt matches what the policy denies: {pattern}"
