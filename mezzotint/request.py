@@ -107,7 +107,9 @@ class Result:
 
 @dataclass(frozen=True, slots=True)
 class Artifact:
-    """One picture with the record of how it came to be; the record is plain JSON data."""
+    """One picture as the file that leaves, with the record of how it came to be; the record is plain JSON data."""
 
     image: Image
     record: dict[str, Any] = field(default_factory=dict)
+    data: bytes = b""  # the file, signed where the policy says so
+    media: str = "image/png"

@@ -1,14 +1,16 @@
-"""What every test needs before torch is imported: no network, no screen, no crowd of threads."""
+"""What every test needs before torch is imported: no network, no screen, no crowd of threads, no key of the user."""
 
 from __future__ import annotations
 
 import os
+import tempfile
 from pathlib import Path
 
 import pytest
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("MPLBACKEND", "Agg")
+os.environ["MEZZOTINT_HOME"] = tempfile.mkdtemp(prefix="mezzotint-home-")  # keys and log of the tests, not the user's
 if "PYTEST_XDIST_WORKER" in os.environ:
     os.environ["OMP_NUM_THREADS"] = "1"  # one process a core already
 

@@ -24,7 +24,20 @@ from mezzotint.request import Request
 
 
 def test_images_and_latents_are_those_of_python(tiny_folder: Path, tmp_path: Path) -> None:
-    args = ["--label", "mono crack", "--count", "2", "--seed", "5", "--steps", "4", "--guidance", "3"]
+    args = [
+        "--label",
+        "mono crack",
+        "--count",
+        "2",
+        "--seed",
+        "5",
+        "--steps",
+        "4",
+        "--guidance",
+        "3",
+        "--policy",
+        "off",
+    ]
     latents = tmp_path / "latents.safetensors"
     assert (
         main(["generate", "--model", str(tiny_folder), "--out", str(tmp_path), *args, "--save-latents", str(latents)])
@@ -56,6 +69,7 @@ def test_the_record_leads_back_to_how_an_image_was_made(
 def test_every_prompt_gets_its_images_and_its_numbers(tiny_folder: Path, tmp_path: Path) -> None:
     latents = tmp_path / "latents.safetensors"
     args = ["mono crack", "poly finger", "--count", "2", "--steps", "2", "--save-latents", str(latents)]
+    args += ["--policy", "off"]
     assert main(["generate", "--model", str(tiny_folder), "--out", str(tmp_path / "out"), *args]) == 0
     names = sorted(path.name for path in (tmp_path / "out").glob("*.png"))
     assert names == ["0000_seed0.png", "0001_seed1.png", "0002_seed0.png", "0003_seed1.png"]
@@ -126,7 +140,7 @@ def test_additions_act_and_are_recorded_by_their_digests(
     folder = reference_sd.write_plain(additions)
     args = ["a <crack>", "--model", str(folder), "--steps", "2", "--guidance", "2", "--out", str(tmp_path), "--json"]
     args += ["--lora", f"{lora}@0.5", "--lora", str(lora), "--embedding", str(word), "--save-latents", str(latents)]
-    args += ["--control", f"{net}={additions / 'a@b.png'}@0.7", "--long-prompt", "chunk"]
+    args += ["--control", f"{net}={additions / 'a@b.png'}@0.7", "--long-prompt", "chunk", "--policy", "off"]
     assert main(["generate", *args]) == 0
     (said,) = json.loads(capsys.readouterr().out)
     picture = Image.open(additions / "a@b.png")

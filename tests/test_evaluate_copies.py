@@ -9,9 +9,10 @@ import pytest
 from PIL import Image
 
 from mezzotint.backbones import features
+from mezzotint.backbones.thumbprints import nearest
 from mezzotint.errors import InputError
 from mezzotint.evaluate import reference
-from mezzotint.evaluate.copies import check, likeness, nearest
+from mezzotint.evaluate.copies import check, likeness
 from mezzotint.evaluate.judge import judge
 
 SIDE = 48

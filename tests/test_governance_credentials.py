@@ -76,7 +76,7 @@ def test_every_changed_byte_of_the_picture_is_found(signer: Signer) -> None:
 
 def test_an_edited_statement_is_told_from_an_edited_picture(signer: Signer) -> None:
     signed = credentials.sign(picture("JPEG"), "image/jpeg", FACTS, signer)
-    found = credentials.read(signed.replace(b'"seed":3', b'"seed":4'), "image/jpeg", root())
+    found = credentials.read(signed.replace(b'seed\\": 3', b'seed\\": 4'), "image/jpeg", root())
     assert found.state == "invalid" and "a statement in the credentials was changed" in found.problems
 
 

@@ -118,6 +118,8 @@ class Options:
     """Whether a FLUX.2 klein is the distilled model, where its file does not say."""
     parts: Path | None = None
     """A folder with what a single file lacks: vae, text_encoder, tokenizer."""
+    policy: str | None = None
+    """A TOML file of rules: filters, watermark, signature, licences, log; "off" for none, which the record will say."""
     force: bool = False
     """Load weights that disagree with their contract; the mismatch is written into the record."""
     json: bool = False
@@ -145,6 +147,7 @@ def run(options: Options) -> int:
     several = {name: getattr(options, name) for name in ("reference", "control", "lora", "embedding")}
     read: dict[str, Any] = {name: str(path) for name, path in alone.items() if path is not None}
     read |= {name: [str(path) for path in paths] for name, paths in several.items() if paths}
+    desk = pipeline(model, options.policy)
     records: list[dict[str, Any]] = []
     latents: list[Tensor] = []
     with console.progress(quiet=options.json) as bars:
@@ -156,7 +159,7 @@ def run(options: Options) -> int:
                 states[:] = [x]  # after the last step these are the latents
                 bars.advance(bar)
 
-            artifacts = pipeline(model).run(request, watch)
+            artifacts = desk.run(request, watch)
             latents += states
             records += [keep(artifact, options.out, len(records) + i, read) for i, artifact in enumerate(artifacts)]
     if options.save_latents is not None:
@@ -171,7 +174,7 @@ def run(options: Options) -> int:
 def keep(artifact: Artifact, out: Path, number: int, read: dict[str, Any]) -> dict[str, Any]:
     """Write an image and its record beside it; returns the record, with the file's digest and what was read."""
     name = f"{number:04d}_seed{artifact.record['seed']}"
-    file = files.write_with(out / f"{name}.png", artifact.image.save)
+    file = files.write_bytes(out / f"{name}.png", artifact.data)
     record = {"file": file.name, "sha256": files.sha256_file(file), "read": read, **artifact.record}
     files.write_json(out / f"{name}.json", record)
     return record

@@ -154,6 +154,7 @@ def judged(
     """Distances and the look for copies, as far as there is something to compare with."""
     import numpy as np
 
+    from mezzotint.backbones import thumbprints
     from mezzotint.evaluate import reference
     from mezzotint.evaluate.judge import judge
     from mezzotint.synthesis.export import masks_of
@@ -162,7 +163,7 @@ def judged(
         return {}
     training = None
     if plan.training is not None:
-        shipped, kept = plan.model / reference.FILE, plan.out / f".{reference.FILE}"
+        shipped, kept = plan.model / thumbprints.FILE, plan.out / f".{thumbprints.FILE}"
         training = reference.reference(plan.training, *size, shipped, kept, counted("reading training images"))
     counts: dict[str, Count] = {}
 

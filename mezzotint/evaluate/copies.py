@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mezzotint.backbones.features import Features
+from mezzotint.backbones.thumbprints import nearest
 
 Pixels = NDArray[np.uint8]  # (N, H, W) grey
 ALIKE = 0.98  # correlation above which two patterns count as the same
@@ -16,27 +17,6 @@ FEW = 48  # pixels below which a pattern fits some training image by chance
 MANY = 400  # pixels, evenly taken, that are enough to compare a large area
 SHIFTS = tuple((dy, dx) for dy in (-1, 0, 1) for dx in (-1, 0, 1))
 FLIPS = ((1, 1), (1, -1), (-1, 1), (-1, -1))  # what training may have turned images by
-
-
-@dataclass(frozen=True, slots=True)
-class Nearest:
-    """The nearest training image of each image, by the distance of thumbprints."""
-
-    distance: NDArray[np.float64]  # (N,)
-    index: NDArray[np.int64]  # (N,)
-
-
-def nearest(prints: Features, training: Features) -> Nearest:
-    """Euclidean distance of thumbprints (N, F) to the nearest of (T, F), in deviations of the training set per feature.
-
-    Divided by sqrt(F), so that 1 means one deviation in every feature.
-    """
-    deviation = np.maximum(training.std(0, dtype=np.float64), 1e-6)
-    a, b = prints / deviation, training / deviation
-    squared = (a**2).sum(1)[:, None] + (b**2).sum(1)[None] - 2 * a @ b.T  # (N, T)
-    index = squared.argmin(1)
-    exact = np.sqrt(((a - b[index]) ** 2).mean(1))
-    return Nearest(exact.astype(np.float64), index.astype(np.int64))
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,19 +12,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 
 from mezzotint import files, images
-from mezzotint.backbones import efficientnet, features
+from mezzotint.backbones import features, thumbprints
 from mezzotint.backbones.features import Features
 from mezzotint.contract import read_contract
 from mezzotint.errors import InputError
 from mezzotint.evaluate.copies import Pixels
-
-FILE = "reference.safetensors"  # beside a model: thumbprints of its training images
-KIND = f"EfficientNet-Lite0 block {features.BLOCK}, {features.GRID}x{features.GRID} fields"
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,44 +59,20 @@ def reference(
     names, pixels = tuple(path.name for path in paths), grey(paths, width, height)
     name = digest(names, pixels)
     for file in (shipped, kept):
-        if file is not None and file.is_file() and (prints := read(file, name, width, height)) is not None:
+        if file is not None and file.is_file() and (prints := thumbprints.read(file, name, width, height)) is not None:
             return Reference(name, names, prints, pixels)
     # Rounded as the file keeps them, so that a second look gives the same numbers.
     prints = features.of_images(paths, width, height, watch)[1].astype(np.float16).astype(np.float32)
     if kept is not None:
-        write(kept, prints, name, width, height)
+        thumbprints.write(kept, prints, name, width, height)
     return Reference(name, names, prints, pixels)
-
-
-def write(path: Path, prints: Features, digest: str, width: int, height: int) -> Path:
-    """Keep thumbprints as half floats, with what they were computed of."""
-    facts = {"digest": digest, "size": f"{width}x{height}", "kind": KIND, "weights": weights()}
-    tensors = {"prints": torch.from_numpy(prints).half()}
-    return files.write_with(path, lambda temporary: save_file(tensors, temporary, metadata=facts))
-
-
-def read(path: Path, digest: str, width: int, height: int) -> Features | None:
-    """Thumbprints from a file, or None where they are of other images, another size or another network."""
-    wanted = {"digest": digest, "size": f"{width}x{height}", "kind": KIND, "weights": weights()}
-    try:
-        with safe_open(path, framework="pt") as content:
-            if (content.metadata() or {}) != wanted:
-                return None
-            return content.get_tensor("prints").float().numpy()
-    except (SafetensorError, OSError) as error:
-        raise InputError(f"cannot read {path}: {error}. Delete it, it is computed again.") from error
-
-
-def weights() -> str:
-    """The digest of the feature network's weights."""
-    return files.sha256_file(efficientnet.weights_file())
 
 
 def ship(model: Path, folder: Path) -> Path:
     """Write the thumbprints of a model's training images beside the model, so that looking for copies is quick."""
     width, height = read_contract(model).size
     found = reference(folder, width, height)
-    return write(model / FILE, found.prints, found.digest, width, height)
+    return thumbprints.write(model / thumbprints.FILE, found.prints, found.digest, width, height)
 
 
 if __name__ == "__main__":

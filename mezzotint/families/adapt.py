@@ -32,12 +32,17 @@ def ruled(model: Model, lora: Sequence[tuple[str | Path, float]]) -> Model:
     An adapter for few steps says by which sampler, in how many steps and with what guidance a model is drawn with it.
     """
     for path, weight in lora:
-        file = find_weights(inside(Path(path), LORA, "LoRA"))
-        said = AdapterContract.from_header(read_metadata(file)) if file.suffix == ".safetensors" else None
+        said = contract_of(Path(path))
         changes = {name: value for name in ("guidance", "sampling") if (value := getattr(said, name, None))}
         if changes and weight:
             model = replace(model, contract=model.contract.model_copy(update=changes))
     return model
+
+
+def contract_of(path: Path) -> AdapterContract | None:
+    """The contract of a LoRA file or folder, None where it has none of ours; only the header is read."""
+    file = find_weights(inside(path, LORA, "LoRA"))
+    return AdapterContract.from_header(read_metadata(file)) if file.suffix == ".safetensors" else None
 
 
 def adapted(

@@ -108,7 +108,7 @@ def manifest(media: str, facts: Mapping[str, Any], edited: bool) -> dict[str, An
         "assertions": [
             {"label": "c2pa.actions.v2", "data": {"actions": actions}},
             {"label": "c2pa.training-mining", "data": {"entries": entries}},
-            {"label": LABEL, "kind": "Json", "data": dict(facts)},
+            {"label": LABEL, "kind": "Json", "data": {"record": json.dumps(facts, sort_keys=True)}},
         ],
     }
 
@@ -136,7 +136,7 @@ def read(data: bytes, media: str, root: bytes | None = None) -> Credentials:
         found = "trusted" if state == "Trusted" else "unknown signer"
     signature = active.get("signature_info", {})
     return Credentials(
-        found, problems, _assertion(active, LABEL), signature.get("common_name") or signature.get("issuer"),
+        found, problems, _facts(active), signature.get("common_name") or signature.get("issuer"),
         signature.get("time"), _source(active), tuple(str(each.get("title")) for each in active.get("ingredients", ())),
     )  # fmt: skip
 
@@ -152,6 +152,15 @@ def _context(root: bytes | None = None) -> Any:
 
 def _assertion(active: Mapping[str, Any], label: str) -> Mapping[str, Any] | None:
     return next((each["data"] for each in active.get("assertions", ()) if each["label"] == label), None)
+
+
+def _facts(active: Mapping[str, Any]) -> dict[str, Any] | None:
+    """Our own facts, which are kept as text: the library takes short lists of numbers for bytes."""
+    said = _assertion(active, LABEL)
+    try:
+        return None if said is None else json.loads(said["record"])
+    except (KeyError, TypeError, ValueError):
+        return None
 
 
 def _source(active: Mapping[str, Any]) -> str | None:

@@ -4,7 +4,7 @@ from mezzotint.sampling.ddim import DDIM
 from mezzotint.sampling.ddpm import DDPM
 from mezzotint.sampling.dpmpp_2m import DPMpp2M
 from mezzotint.sampling.euler import Euler, FlowEuler
-from mezzotint.sampling.fitted import bounded, fitted
+from mezzotint.sampling.fitted import bounded, fitted, fresh
 from mezzotint.sampling.heun import Heun
 from mezzotint.sampling.lcm import LCM
 from mezzotint.sampling.loop import sample, seeded_noise
@@ -47,6 +47,7 @@ __all__ = [
     "UniPC",
     "bounded",
     "fitted",
+    "fresh",
     "sample",
     "seeded_noise",
 ]

@@ -20,6 +20,11 @@ from mezzotint.sampling.unipc import UniPC
 Rule = Literal["leading", "linspace", "trailing"]
 
 
+def fresh(sampler: Sampler) -> bool:
+    """Whether noise is drawn on the way, so that the end does not follow from the start alone."""
+    return isinstance(sampler, DDPM | LCM) or getattr(sampler, "eta", 0.0) > 0.0
+
+
 def fitted(
     sampler: Sampler,
     spacing: Rule | None = None,

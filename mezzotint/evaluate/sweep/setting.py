@@ -16,7 +16,7 @@ from mezzotint.families.adapt import ruled
 from mezzotint.families.settings import settle
 from mezzotint.process import RectifiedFlow
 from mezzotint.request import Request
-from mezzotint.sampling import LCM, SAMPLERS, Heun
+from mezzotint.sampling import SAMPLERS, Heun, fresh
 
 WHOLE = (0.0, 1.0)  # guidance on the whole path
 STEPS = (4, 6, 8, 12, 16, 20, 30, 50)
@@ -69,8 +69,7 @@ class Setting:
     @property
     def stochastic(self) -> bool:
         """Whether fresh noise is drawn on the way, so that the same start does not lead to the same picture."""
-        sampler = SAMPLERS[self.sampler]
-        return self.sampler == "ddpm" or isinstance(sampler, LCM) or getattr(sampler, "eta", 0.0) > 0.0
+        return fresh(SAMPLERS[self.sampler])
 
     def request(self, wish: Request) -> Request:
         """The wish drawn this way."""
