@@ -31,6 +31,7 @@ COPIES = 0.25  # share of drawn pictures; healthy: none, on a folder of six imag
 SUSPICIOUS = -1.5  # log error at the noisiest level from which pictures are looked at without guidance; healthy -1.1
 DIVERSE = 0.35  # of the variance of the data; healthy 0.7 to 2.3
 ONLY = 1.0  # log error of the images above that of its pictures, where these are alike and nothing else is known
+NONSENSE, ASTRAY, WORSE = 0.5, 0.9, 1.0  # slopes of the target on the output, and the log error beside the second
 FORGOTTEN = 0.7  # log error on the base's pictures
 SHOWN = 6
 Curves = dict[str, list[tuple[float, float]]]
@@ -99,9 +100,11 @@ def learned(case: Case, own: Score, run: runs.Run | None) -> Part:
             "slope of the training target on the output, at middle levels", rest, f"at least {consistency.REST:g}"
         ),
     )
-    if rest.value < consistency.REST and rest.high < consistency.REST + 0.015 and not case.lora and heard(case):
+    moved = rest.value < consistency.REST and rest.high < consistency.REST + 0.015 and not case.lora
+    ruined = rest.high < NONSENSE or (rest.high < ASTRAY and known.low > WORSE)  # whatever else may be misread
+    if moved and (ruined or heard(case)):
         finding = Finding(
-            "weights.damaged", "harmful",
+            "weights.damaged", "broken" if ruined else "harmful",
             f"the network answers too much: {rest.value:.3f} of its output ({rest.low:.3f} to {rest.high:.3f}) would"
             " fit these"
             " images better, where training comes to rest at 1; its log error against a linear filter is"
@@ -112,7 +115,7 @@ def learned(case: Case, own: Score, run: runs.Run | None) -> Part:
             strength=1 + (consistency.REST - rest.value) / 0.03, measures=measures,
             also=("fit.over", "weights.precision"),
         )  # fmt: skip
-    elif known.low > trials.LEARNED:
+    elif known.low > trials.LEARNED and not case.lora:  # of adapters their own probe says what they give
         fall = trace.falling(run) if run else None
         says = "at middle noise the network has hardly learned more than the spectrum of the images: its log error is"
         says += f" {known.value:+.2f} ({known.low:+.2f} to {known.high:+.2f}) against a linear filter that knows it"

@@ -9,12 +9,13 @@ from mezzotint.doctor import consistency, readings, relabelling, steerings, tria
 from mezzotint.doctor.case import Case
 from mezzotint.doctor.consistency import HEARD
 from mezzotint.doctor.encoders import Otherwise, otherwise
-from mezzotint.doctor.finding import Checked, Finding, Measure, NotChecked, measured
+from mezzotint.doctor.finding import Checked, Finding, Grade, Measure, NotChecked, measured
 from mezzotint.doctor.probes.objective import curves
 from mezzotint.doctor.readings import MIDDLE, Reading, Score
 from mezzotint.doctor.statistics import Mean, mean
 
 DEAF = 1e-3  # change of the output, relative, from one caption to another
+FELT = 0.01  # the same from which something is heard at all: a network that is hardly trained stays below
 WEAK, FAINT = 1.5, 10.0  # times too little that a caption changes: of another encoder, of none at all
 QUIET = 0.01  # gain of the right caption, over another one and none, below which nothing of it is understood
 AGREED = 0.6  # share of a caption's images that must prefer the same other one
@@ -68,7 +69,7 @@ def examine(case: Case) -> Checked:
             fit.low < HEARD and not built_in(case) and relabelling.exchanged(case, words)
         ):
             findings.append(_misheard(case, words, middle, none, fit, measures))
-        elif heard.high < QUIET and (against.high < QUIET or built_in(case)):
+        elif (change > FELT or model.text is None) and heard.high < QUIET and (against.high < QUIET or built_in(case)):
             findings.append(_unheard(case, change, measures))
     plot = curves([middle, other, none], "error of the clean image by caption")
     return Checked(tuple(findings), tuple(measures), (plot,))
@@ -97,13 +98,14 @@ def _weak(fit: Mean, measures: list[Measure]) -> Finding:
 
 
 def _unheard(case: Case, change: float, measures: list[Measure]) -> Finding:
+    grade: Grade = "harmful"
     if case.model.text is not None:
-        what, cause = "captions", "text.encoder"
+        what, cause, grade = "captions", "text.encoder", "broken"
         do = "Use the text encoder and tokenizer of the training; if these are, the network never learned to listen."
     else:
         what, cause, do = "labels", "text.ignored", "Train with labels: the class table may be untrained or not loaded."
     return Finding(
-        cause, "harmful",
+        cause, grade,
         f"{what} change {100 * change:.2g} % of the network's output, and the right one helps no more than another one",
         do, strength=2.0, measures=tuple(measures[:3]), also=("text.ignored",),
     )  # fmt: skip
