@@ -143,7 +143,8 @@ def ranked(findings: Iterable[Finding]) -> tuple[tuple[Finding, ...], dict[str, 
     """
     every = sorted(findings, key=lambda found: (GRADES.index(found.grade), -found.strength))
     follows: dict[str, str] = {}
-    for found in sorted(every, key=_certain):  # what is certain last: of two that explain each other it stays
+    # from the weakest on, what is certain last: of two that explain each other the stronger stays, or the certain one
+    for found in sorted(reversed(every), key=_certain):
         for other in every:
             graver = _certain(other) or GRADES.index(other.grade) <= GRADES.index(found.grade)
             if other is not found and graver and brings(other.cause, found.cause) and other.cause not in follows:
