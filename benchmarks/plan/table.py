@@ -126,13 +126,14 @@ def draw(found: Sequence[Row], path: Path) -> None:
                      if row.case.trains is trains and row.ratio(what)]  # type: ignore[operator]  # fmt: skip
             if pairs:
                 panel.plot(*zip(*pairs, strict=True), mark, color=colour, label=label, alpha=0.8, markersize=6)
+        panel.set(xscale="log", yscale="log")
         low, high = (f(panel.get_xlim()[i], panel.get_ylim()[i]) for i, f in ((0, min), (1, max)))
-        ends = np.array([max(low, 1e-3), high])
+        ends = np.array([low, high])
         panel.fill_between(ends, ends * (1 - BOUNDS[what]), ends * (1 + BOUNDS[what]), color="#999999", alpha=0.25,
                            linewidth=0, label=f"within {100 * BOUNDS[what]:.0f} %")  # fmt: skip
         panel.plot(ends, ends, color="#666666", linewidth=0.8)
         score = scored(found, what)
-        panel.set(xscale="log", yscale="log", xlabel=f"measured: {said}", ylabel=f"planned: {said}",
+        panel.set(xlabel=f"measured: {said}", ylabel=f"planned: {said}",
                   title=f"error {100 * score['median']:.1f} % (median), {100 * score['p90']:.1f} % (90th)")  # fmt: skip
         panel.title.set_fontsize(10)
         panel.legend(frameon=False, fontsize=8)

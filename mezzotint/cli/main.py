@@ -22,6 +22,8 @@ VERBS = {
     "synth": "a synthetic defect set from your own images: pictures, masks, COCO and YOLO labels",
     "evaluate": "how far synthetic images are from real ones, with intervals",
     "sweep": "quality against time: samplers, steps and guidance on a model, and which to use",
+    "verify": "whether a picture or a model is what it says: signature, log, watermark, weights, data",
+    "trace": "from a picture back to the images that its model was trained on, every step checked",
     "certs": "the private certificates that sign pictures and models: make, show, renew",
     "doctor": "why a model's pictures are bad or slow: the cause, the evidence, what mends it",
 }

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from mezzotint.errors import Refused
 from mezzotint.families.adapt import contract_of
@@ -27,7 +27,7 @@ def admitted(house: House, model: Model, request: Request) -> Gate:
     return gate
 
 
-def refuse(house: House, model: Model, request: Request, rule: str, says: str) -> None:
+def refuse(house: House, model: Model, request: Request, rule: str, says: str) -> NoReturn:
     """Write the refusal down and raise it; what was asked stands in the log by its digest alone."""
     asked = {"prompt_sha256": digest(request.prompt), "label": class_name(model, request.label), "seed": request.seed}
     house.note("refused", {"rule": rule, "says": says, "model": model.contract.weights, "asked": asked})

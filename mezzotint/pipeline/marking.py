@@ -6,7 +6,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
+import numpy as np
 import torch
+from PIL.Image import Image
 
 from mezzotint.families.adapt import ruled
 from mezzotint.families.model import Model
@@ -18,6 +20,7 @@ from mezzotint.request import Request
 from mezzotint.sampling import fresh, seeded_noise
 
 Method = Literal["start noise", "pixels"]
+LEAST = 0.25  # of a picture that must be painted for a mark in its pixels to be found
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,11 +42,21 @@ class Mark:
         return Mark(facts["method"], facts["key"], bytes.fromhex(facts["nonce"]), bytes.fromhex(facts["payload"]))
 
 
-def method(model: Model, request: Request) -> Method:
-    """Start noise where the pictures follow from it and from nothing drawn on the way, else pixels."""
+def method(model: Model, request: Request) -> Method | None:
+    """Start noise where the pictures follow from it and from nothing drawn on the way, else pixels.
+
+    None where a mark would not be found: a spot below a quarter of the picture is repainted.
+    """
+    if request.mask is not None and share(request.mask) < LEAST:
+        return None
     sampler = settle(ruled(model, request.lora), request).sampler
     own = request.image is not None or request.start_noise is not None
     return "pixels" if own or fresh(sampler) else "start noise"
+
+
+def share(mask: Image) -> float:
+    """Of a mask, what is white."""
+    return float((np.asarray(mask.convert("L")) > 0).mean())
 
 
 def marks(key: Key, how: Method, facts: Mapping[str, Any], request: Request) -> list[Mark]:

@@ -57,7 +57,7 @@ def looked_at(house: House, pictures: Sequence[Image], copies: Check | None) -> 
 
 
 def released(house: House, drawn: Drawn, told: dict[str, Any], asks: dict[str, Any], media: str = "image/png",
-             model: Path | None = None) -> Artifact:  # fmt: skip
+             model: Path | None = None, adapters: Sequence[str] = ()) -> Artifact:  # fmt: skip
     """The picture as a signed file with its record, and a row in the log."""
     picture, mark = drawn.picture, drawn.mark
     if mark is not None and mark.method == "pixels" and house.key is not None:
@@ -78,6 +78,7 @@ def released(house: House, drawn: Drawn, told: dict[str, Any], asks: dict[str, A
     house.note("released", {
         "file_sha256": hashlib.sha256(data).hexdigest(), "pixels_sha256": pixels_digest(picture), "media": media,
         "size": list(picture.size), "model": None if model is None else str(model.resolve()),
+        "adapters": list(adapters),
         "record": credentials.public(record),
     })  # fmt: skip
     return Artifact(picture, record, data, media)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -13,8 +14,9 @@ from mezzotint.families.native import identified
 from mezzotint.generate import generate
 from mezzotint.governance.policy import Policy
 from mezzotint.pipeline import copies, marking
-from mezzotint.pipeline.admission import admitted, facts_of
+from mezzotint.pipeline.admission import admitted, facts_of, refuse
 from mezzotint.pipeline.house import House, house
+from mezzotint.pipeline.marking import Mark
 from mezzotint.pipeline.record import record
 from mezzotint.pipeline.release import Drawn, looked_at, released, withheld
 from mezzotint.request import Artifact, Request
@@ -39,11 +41,14 @@ class Pipeline:
         model, desk = self.model, self.house
         gate = facts_of(admitted(desk, model, request))
         facts = record(model, request)
-        marks = [None] * request.count
-        if desk.key is not None:
-            marks = marking.marks(desk.key, marking.method(model, request), facts, request)
-            if marks[0].method == "start noise":
-                request = marking.noised(model, request, desk.key, marks)
+        marks: Sequence[Mark | None] = [None] * request.count
+        how = marking.method(model, request) if desk.key is not None else None
+        if desk.key is not None and how is not None:
+            marks = every = marking.marks(desk.key, how, facts, request)
+            if how == "start noise":
+                request = marking.noised(model, request, desk.key, every)
+        elif desk.policy.watermark.mode == "always":
+            refuse(desk, model, request, "watermark.always", "the painted spot is too small to carry a watermark")
         pictures = generate(model, request, watch).images
         parent = None if request.image is None else request.image
         drawn = [
@@ -60,8 +65,9 @@ class Pipeline:
             raise Refused(refused[0].rule, f"refused by the policy '{desk.policy.name}': {refused[0].says}.")
         if refused:
             warnings.warn(f"{len(refused)} of {len(drawn)} pictures stay: {refused[0].says}", stacklevel=2)
+        adapters = [str(Path(path).resolve()) for path, _ in request.lora]
         return [
-            released(desk, each, told, gate, media, model.path)
+            released(desk, each, told, gate, media, model.path, adapters)
             for each, (verdict, told) in zip(drawn, verdicts, strict=True) if verdict.allowed
         ]  # fmt: skip
 

@@ -59,7 +59,8 @@ def written(model: Path, facts: Trained, certificates: Path | None = None, serve
 def checked(model: Path, root: Path | None = None) -> list[Hop]:
     """Every document of a model's lineage against the files, the contract and each other.
 
-    `root` is the certificate to trust; without one the folder's own is used, and the signer stays unknown.
+    `root` is the certificate to trust; without one the folder's own is used, so that changes are found and the signer
+    stays unknown.
     """
     at = model / FOLDER
     if not at.is_dir():
@@ -68,10 +69,10 @@ def checked(model: Path, root: Path | None = None) -> list[Hop]:
     trusted = root or at / ROOT
     whose = "under the root that is trusted here" if root else "under its own root, which nobody here vouches for"
 
-    def look(what: str, act: Callable[[], tuple[str, dict[str, Any]]], place: str) -> Hop:
+    def look(what: str, act: Callable[[], tuple[str, dict[str, Any]]], place: str, known: bool = True) -> Hop:
         try:
             says, more = act()
-            return Hop(what, True, says, place=str(at / place), **more)
+            return Hop(what, True if known else None, says, place=str(at / place), **more)
         except InputError as error:
             return Hop(what, False, str(error), place=str(at / place))
         except (OSError, ValueError, KeyError, TypeError) as error:
@@ -120,7 +121,8 @@ def checked(model: Path, root: Path | None = None) -> list[Hop]:
         return "events and entities of the same run", {}
 
     return [
-        look("signature of the model", signed, SIGNATURE), look("attestation of the training", attested, ATTESTATION),
+        look("signature of the model", signed, SIGNATURE, root is not None),
+        look("attestation of the training", attested, ATTESTATION, root is not None),
         look("data set of the training", data, DATA), look("bill of materials", materials, BOM),
         look("events of the training", run, EVENTS),
     ]  # fmt: skip

@@ -1,0 +1,48 @@
+"""Where the parts of a chain are looked for, and what is found on the way."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from mezzotint.errors import InputError
+from mezzotint.governance import certificates
+from mezzotint.governance.hop import Hop
+
+
+@dataclass(frozen=True, slots=True)
+class Places:
+    """Where parts may be looked for; what is None or empty is taken from the log or from this user's own folder."""
+
+    model: Path | None = None
+    adapters: tuple[Path, ...] = ()
+    data: Path | None = None
+    root: Path | None = None  # certificate to trust
+    log: Path | None = None
+    key: Path | None = None  # of the watermark
+
+
+@dataclass(slots=True)
+class Chain:
+    """What was found on the way back."""
+
+    file: Path
+    hops: list[Hop] = field(default_factory=list[Hop])
+    record: Mapping[str, Any] | None = None  # public, from the credentials or the log
+
+    @property
+    def holds(self) -> bool:
+        """Whether something vouches for the file, and nothing on the way is broken."""
+        return self.record is not None and not any(hop.holds is False for hop in self.hops)
+
+
+def trusted(places: Places) -> Path | None:
+    """The root certificate to trust: the one given, else this user's own where there is one."""
+    if places.root is not None:
+        if not places.root.is_file():
+            raise InputError(f"no such certificate: {places.root}")
+        return places.root
+    own = certificates.folder_of(None) / "root.pem"
+    return own if own.is_file() else None
