@@ -194,7 +194,18 @@ def test_a_disk_that_is_full(tiny_folder: Path, tmp_path: Path) -> None:
     """The system refuses every byte beyond 100 of a file, which is what a full disk looks like to a program."""
     resource = pytest.importorskip("resource")
     done = subprocess.run(
-        [sys.executable, "-m", "mezzotint", "generate", "--model", str(tiny_folder), "--out", str(tmp_path / "out")],
+        [
+            sys.executable,
+            "-m",
+            "mezzotint",
+            "generate",
+            "--model",
+            str(tiny_folder),
+            "--out",
+            str(tmp_path / "out"),
+            "--policy",
+            "off",
+        ],
         preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (100, 100)),
         env={"PYTHONDONTWRITEBYTECODE": "1", "OMP_NUM_THREADS": "1"},
         capture_output=True,

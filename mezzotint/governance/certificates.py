@@ -6,6 +6,8 @@ a safe place, and back for `renew`.
 
 from __future__ import annotations
 
+import shutil
+import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -67,10 +69,21 @@ def init(folder: Path | None = None, name: str = "Mezzotint", days: int = LEAF) 
         .add_extension(x509.AuthorityKeyIdentifier.from_issuer_public_key(key.public_key()), critical=False)
         .sign(key, hashes.SHA256())
     )
-    secret(at / "root.key", _pem(key))
-    files.write_bytes(at / "root.pem", _certificate(root))
-    for purpose in PURPOSES:
-        _issue(at, purpose, root, key, name, days)
+    try:
+        at.parent.mkdir(parents=True, exist_ok=True)
+        scratch = Path(tempfile.mkdtemp(prefix=f".{at.name}.", dir=at.parent))  # all of it, or nothing
+    except OSError as error:
+        raise InputError(f"cannot write into {at.parent}: {error.strerror or error}") from error
+    try:
+        secret(scratch / "root.key", _pem(key))
+        files.write_bytes(scratch / "root.pem", _certificate(root))
+        for purpose in PURPOSES:
+            _issue(scratch, purpose, root, key, name, days)
+        scratch.rename(at)
+    except OSError as error:
+        raise InputError(f"cannot write {at}: {error.strerror or error}. Choose an empty or a new folder.") from error
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
     return at
 
 
