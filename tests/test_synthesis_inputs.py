@@ -214,9 +214,16 @@ def test_a_broken_image_is_named_and_painted_ones_are_kept(
 def test_a_full_disk_loses_nothing(tiny_folder: Path, tmp_path: Path) -> None:
     good, out = stripes(tmp_path / "good", 3, 0, across=True), tmp_path / "out"
     command = f"ulimit -f 8; exec {sys.executable} -m mezzotint synth --model {tiny_folder} --type mono --good {good}"
-    command += f" --out {out} --count 3"  # no file above 8 KiB: images fit, the contact sheet does not
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(["bash", "-c", command], env=environment, capture_output=True, text=True)
+    command += " --count 3"  # no file above 8 KiB: bare images fit, the contact sheet and signed images do not
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "MEZZOTINT_HOME": str(tmp_path / "home")}
+
+    def run(options: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(["bash", "-c", command + options], env=environment, capture_output=True, text=True)
+
+    signed = run(f" --out {tmp_path / 'signed'}")
+    assert signed.returncode == 2 and "cannot write" in signed.stderr and "000000.png" in signed.stderr
+    assert not list((tmp_path / "signed").glob("images/*"))
+    done = run(f" --out {out} --policy off")
     assert done.returncode == 2 and "contact_sheet.png" in done.stderr and "Traceback" not in done.stderr
     assert sorted(p.name for p in (out / "images").iterdir()) == [f"{i:06d}.png" for i in range(3)]
     assert not (out / "manifest.json").exists() and not list(out.glob(".contact*"))

@@ -171,7 +171,7 @@ def test_a_colour_hint_and_a_grey_one_say_the_same(root: Path) -> None:
 
 def test_what_a_run_leaves_is_inspected_and_generates(root: Path, tmp_path: Path, capsys: Any) -> None:
     network, base = root / "control" / "model", root / "base" / "model"
-    assert sorted(path.name for path in network.iterdir()) == ["config.json", "contract.json", WEIGHTS]
+    assert sorted(path.name for path in network.iterdir()) == ["config.json", "contract.json", WEIGHTS, "lineage"]
     assert main(["inspect", str(network), "--json"]) == 0
     said = json.loads(capsys.readouterr().out)
     assert (said["kind"], said["class"], said["shown"]) == ("control network", "UNetControlNet", "pixels")

@@ -67,6 +67,8 @@ class Options:
     """How many steps; the model's own choice where left out."""
     guidance: float | None = None
     """How strongly to follow the class; the model's own choice where left out."""
+    policy: str | None = None
+    """A TOML file of rules: filters, signature, licences, log; "off" for none, which the records will say."""
     json: bool = False
     """Print the summary as JSON."""
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,8 +17,13 @@ from mezzotint.data.masks import Mask
 from mezzotint.errors import InputError
 from mezzotint.families import Model
 from mezzotint.generate import generate_batch
-from mezzotint.request import Request
-from mezzotint.synthesis import classes, recipe, region
+from mezzotint.governance.licences import Gate
+from mezzotint.pipeline.admission import admitted, facts_of
+from mezzotint.pipeline.house import House, house
+from mezzotint.pipeline.record import pixels_digest
+from mezzotint.pipeline.release import looked_at
+from mezzotint.request import Artifact, Request
+from mezzotint.synthesis import classes, leaving, recipe, region
 from mezzotint.synthesis.recipe import Recipe
 from mezzotint.synthesis.shapes import Drawn, Shapes, shapes
 from mezzotint.synthesis.sources import Source, sources
@@ -68,6 +73,8 @@ def paint(plan: Recipe, model: Model, watch: Watch | None = None) -> list[dict[s
     good = sources(plan.good, known, plan.type, plan.model)
     todo = tasks(plan, good, known)
     drawn_from = shapes(plan.model, plan.masks, classes.defects(known, plan.kinds), *model.contract.size)
+    desk = house(plan.policy)
+    gates = {target: admitted(desk, model, Request(label=target)) for target in {task.target.index for task in todo}}
     settle_folder(plan, model)
     done = {task.index: record for task in todo if (record := finished(plan.out, task.name, model)) is not None}
     batches = [todo[i : i + BATCH] for i in range(0, len(todo), BATCH)]
@@ -79,15 +86,17 @@ def paint(plan: Recipe, model: Model, watch: Watch | None = None) -> list[dict[s
             if watch is not None:
                 watch(number * steps + index + 1, len(batches) * steps)
 
-        for task, record in zip(batch, paint_batch(plan, model, batch, drawn_from, done.keys(), step), strict=True):
+        painted = paint_batch(plan, model, batch, drawn_from, desk, gates, done.keys(), step)
+        for task, record in zip(batch, painted, strict=True):
             if record is not None:
                 done[task.index] = record
     return [done[task.index] for task in todo]
 
 
 def paint_batch(
-    plan: Recipe, model: Model, batch: Sequence[Task], drawn_from: Shapes, done: Any, step: Callable[..., None]
-) -> list[dict[str, Any] | None]:
+    plan: Recipe, model: Model, batch: Sequence[Task], drawn_from: Shapes, desk: House, gates: Mapping[int, Gate],
+    done: Any, step: Callable[..., None],
+) -> list[dict[str, Any] | None]:  # fmt: skip
     """Paint a batch and write the images that are not in `done`; their records, None for the others."""
     mode = "L" if model.codec.pixel_channels == 1 else "RGB"
     pictures = [resized(task.source.path, mode, *model.contract.size) for task in batch]
@@ -108,10 +117,14 @@ def paint_batch(
         for task, picture, one in zip(batch, pictures, drawn, strict=True)
     ]  # fmt: skip
     results = generate_batch(model, requests, step)
-    records: list[dict[str, Any] | None] = []
-    for task, picture, one, result in zip(batch, pictures, drawn, results, strict=True):
-        painted = composed(picture, result.images[0], one.mask)
-        records.append(None if task.index in done else write(plan, model, task, picture, one, painted))
+    painted = [
+        composed(*each) for each in zip(pictures, (r.images[0] for r in results), (d.mask for d in drawn), strict=True)
+    ]
+    new = [i for i, task in enumerate(batch) if task.index not in done]
+    records: list[dict[str, Any] | None] = [None] * len(batch)
+    for i, (verdict, told) in zip(new, looked_at(desk, [painted[i] for i in new], None), strict=True):
+        made = leaving.left(desk, model, requests[i], painted[i], verdict, told, facts_of(gates[batch[i].target.index]))
+        records[i] = write(plan, model, batch[i], pictures[i], drawn[i], made)
     return records
 
 
@@ -137,13 +150,11 @@ def composed(source: pil.Image, painted: pil.Image, mask: Mask) -> pil.Image:
     return pil.fromarray(np.where(inside, np.asarray(painted.convert(source.mode)), np.asarray(source)))
 
 
-def write(
-    plan: Recipe, model: Model, task: Task, source: pil.Image, drawn: Drawn, painted: pil.Image
-) -> dict[str, Any]:
+def write(plan: Recipe, model: Model, task: Task, source: pil.Image, drawn: Drawn, painted: Artifact) -> dict[str, Any]:
     """Write image, mask and source of one task, then the record that says they are whole."""
     contract, name = model.contract, f"{task.name}.png"
-    digests = {}
-    for folder, picture in (("images", painted), ("masks", white(drawn.mask)), ("sources", source)):
+    digests = {"images": files.sha256_file(files.write_bytes(plan.out / "images" / name, painted.data))}
+    for folder, picture in (("masks", white(drawn.mask)), ("sources", source)):
         path = files.write_with(plan.out / folder / name, lambda file, picture=picture: picture.save(file, "PNG"))
         digests[folder] = files.sha256_file(path)
     record = {
@@ -174,6 +185,8 @@ def write(
         "steps": plan.steps or contract.sampling.steps,
         "guidance": contract.guidance.scale if plan.guidance is None else plan.guidance,
         "model": contract.weights,
+        "pixels": pixels_digest(painted.image),  # repeats from run to run, which a signed file does not
+        "governance": painted.record["governance"],
     }
     files.write_json(record_file(plan.out, task.name), record)
     return record

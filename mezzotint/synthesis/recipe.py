@@ -34,6 +34,7 @@ class Recipe(BaseModel):
     sampler: str | None = None
     steps: Annotated[int, Field(ge=1)] | None = None
     guidance: Annotated[float, Field(ge=0)] | None = None
+    policy: str | None = None  # a TOML file, or "off"; the default policy where left out
 
 
 def read(path: Path) -> Recipe:

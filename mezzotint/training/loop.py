@@ -16,7 +16,7 @@ from torch import nn
 
 from mezzotint import files
 from mezzotint.errors import InputError
-from mezzotint.training import draws, ema, finish, guard, metrics, parallel, recipe, state, step, weights
+from mezzotint.training import attest, draws, ema, finish, guard, metrics, parallel, recipe, state, step, weights
 from mezzotint.training.methods import Method, Place, method
 from mezzotint.training.recipe import Optimiser, Recipe
 
@@ -75,6 +75,7 @@ class Run:
     weights: weights.Weights
     log: metrics.Metrics | None  # the main process's
     watch: Watch
+    started: str  # UTC
 
     @property
     def folder(self) -> Path:
@@ -82,7 +83,7 @@ class Run:
 
 
 def _run(plan: Recipe, resume: bool, accelerator: Accelerator, watch: Watch) -> Outcome:
-    folder = Path(plan.out)
+    folder, started = Path(plan.out), attest.now()
     start = state.newest(folder / CHECKPOINTS) if resume else None
     if start is not None:
         parallel.on_main(accelerator, lambda: _check_recipe(plan, start))
@@ -107,7 +108,7 @@ def _run(plan: Recipe, resume: bool, accelerator: Accelerator, watch: Watch) -> 
             if log is not None:
                 closing.callback(log.close)
             done = int(start.name.split("-")[1]) if start else 0
-            return _loop(Run(plan, job, accelerator, found, log, watch), done, stopped)
+            return _loop(Run(plan, job, accelerator, found, log, watch, started), done, stopped)
         except OSError as error:
             good = state.newest(folder / CHECKPOINTS)
             left = f"The checkpoint {good} is complete" if good else "There is no checkpoint"
@@ -156,7 +157,10 @@ def _loop(run: Run, done: int, stopped: threading.Event) -> Outcome:
     if done < plan.steps:
         _checkpoint(run, done)
     else:
-        _use(run, lambda network: job.save(network, run.folder / MODEL))
+        model = run.folder / MODEL
+        _use(run, lambda network: job.save(network, model))
+        written = lambda: attest.attest(plan, job.digests, model, run.started, {"loss": loss})  # noqa: E731
+        parallel.on_main(accelerator, written)
     return Outcome(run.folder, done, done == plan.steps, loss)
 
 

@@ -245,6 +245,14 @@ class Sampling(Section):
     guidance: Annotated[float, Field(ge=0)] = 1.0
 
 
+class Lineage(Section):
+    """What is written down of where the finished model comes from."""
+
+    write: bool = True  # model/lineage: attestation, signature, bill of materials, events
+    certificates: str = ""  # a folder of `mezzotint certs`; the user's own, made at first use, where left out
+    server: str = ""  # address of an OpenLineage server that the events are posted to, too
+
+
 class Recipe(Section):
     """The whole run."""
 
@@ -285,6 +293,7 @@ class Recipe(Section):
     checkpoints: Checkpoints = Checkpoints()
     previews: Previews = Previews()
     sampling: Sampling | None = None
+    lineage: Lineage = Lineage()
 
     @property
     def at(self) -> Path:
