@@ -30,6 +30,11 @@ class Nearest:
     def copies(self) -> int:
         return int((self.ratio < COPY).sum())
 
+    @property
+    def originals(self) -> int:
+        """How many images they are copies of."""
+        return len(self.index[self.ratio < COPY].unique())
+
 
 def nearest(drawn: Tensor, every: Tensor) -> Nearest:
     """Of small copies (M, P, h, w) and (N, P, h, w), also mirrored: |drawn - image| / mean |image - its next others|.

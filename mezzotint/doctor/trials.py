@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from mezzotint.doctor import filters, readings
+from mezzotint.doctor import filters, order, readings
 from mezzotint.doctor.case import Case, Drawn
 from mezzotint.doctor.readings import RATIOS, Reading, Score
 from mezzotint.doctor.statistics import Mean, mean
@@ -26,6 +26,7 @@ SCALES = tuple(1.4**i for i in range(-8, 9) if i)  # 1/15 to 15
 SLIPS = (-2.0, -1.3, -0.8, -0.4, 0.4, 0.8, 1.3, 2.0)  # logarithms by which told levels are moved
 KNOWN = 0.8  # of the largest gain from which a known schedule explains as much as a free number
 FACTORIAL = 4  # channels up to which every order is tried
+PAIRED = 4  # images that exchanges of channels are tried on
 
 
 @dataclass(frozen=True, slots=True)
@@ -165,19 +166,26 @@ def orders(case: Case) -> Contest | None:
     """Channels as they come against other orders; None where there is no other one to try.
 
     Up to four channels every order is tried; of more, the one that makes each channel most like one of those that the
-    network draws itself.
+    network draws itself, and where the network does not denoise as things are, what comes of it by exchanging pairs.
     """
 
     def run() -> Contest | None:
         mine = own(case)
         claim, channels = mine.reading, mine.reading.latents.shape[1]
-        every = [list(order) for order in itertools.permutations(range(channels))] if channels <= FACTORIAL else []
+
+        def error(tried: list[int]) -> float:
+            reading = claim.named("exchanged", latents=claim.latents[:, tried])
+            return readings.score(case, reading, FILTERED[:2], PAIRED).mean.value
+
+        every = [list(each) for each in itertools.permutations(range(channels))] if channels <= FACTORIAL else []
         if channels > FACTORIAL and pictures(case) is not None:
-            every = [likely_order(case)]
+            every = [order.likely(case.drawn.latents, case.usable)]
+            if mine.mean.value > GOOD:
+                every.append(order.exchanged(every[0], error))
         others = [
-            claim.named(" ".join(map(str, order)), latents=claim.latents[:, order])
-            for order in every
-            if order != list(range(channels))
+            claim.named(" ".join(map(str, each)), latents=claim.latents[:, each])
+            for each in every
+            if each != list(range(channels))
         ]
         return Contest(mine, readings.contest(case, mine, others)) if others else None
 
@@ -190,29 +198,6 @@ def learned(case: Case, score: Score) -> Mean:
     known = filters.log_error(case, score.reading.latents, FILTERED)  # of the latents as this reading has them
     n = min(len(known), len(rows.log_error))
     return mean((rows.log_error[:n] - known[:n]).mean(1))
-
-
-def likely_order(case: Case) -> list[int]:
-    """For each channel as the network knows it, the channel of the user's latents that is most like it."""
-    drawn, given = signatures(case.drawn.latents), signatures(case.usable)
-    distance = ((drawn[:, None] - given[None]) ** 2).sum(-1)  # (C, C)
-    order = [-1] * len(distance)
-    for _ in range(len(distance)):  # the surest pair first
-        row, column = divmod(int(distance.argmin()), len(distance))
-        order[row] = column
-        distance[row], distance[:, column] = math.inf, math.inf
-    return order
-
-
-def signatures(latents: Tensor) -> Tensor:
-    """(C, F) of what tells channels apart: mean, deviation, skewness, and how alike neighbours are both ways."""
-    x = latents.clamp(-20, 20)
-    average, deviation = x.mean((0, 2, 3)), x.std((0, 2, 3)).clamp(min=1e-6)
-    z = (x - average.view(1, -1, 1, 1)) / deviation.view(1, -1, 1, 1)
-    across = (z[..., :, 1:] * z[..., :, :-1]).mean((0, 2, 3))
-    down = (z[..., 1:, :] * z[..., :-1, :]).mean((0, 2, 3))
-    between = z.mean((2, 3)).std(0)  # how much of the variance is between images
-    return torch.stack([average, 2 * deviation.log(), 0.5 * (z**3).mean((0, 2, 3)), 2 * across, 2 * down, between], 1)
 
 
 def itself(case: Case) -> Score | None:

@@ -28,7 +28,8 @@ TWICE, SAME = 2, 0.25  # times the converged steps from which steps are wasted, 
 LADDER = (4, 6, 8, 12, 20, 30, 50)
 SHIFTS = (1.0, 3.0)
 USUAL = (0.6, 8.0)  # shifts that published flows have
-WORSE, LEAST = 2.0, 0.05  # times the error of the better shift, and by how much, before it counts
+WORSE, LEAST = 2.0, 0.05  # times the error of the better shift or start, and by how much, before it counts
+BETTER = 1.5  # the same where the better start makes a bad path a good one
 SEEN = (
     0.5  # signal of the first level's mean against the noise's own, from which a network reads brightness out of noise
 )
@@ -190,7 +191,8 @@ def _start(case: Case, measures: list[Measure]) -> list[Finding]:
             measured("error of the path from its start", mine),
             measured("the same with trailing spacing", other, f"at least 1/{WORSE:g} of it"),
         ]
-        if mine.value < WORSE * other.value or mine.value - other.value < LEAST:
+        mended = mine.value > FAR >= other.value  # from a path that is bad to one that is not
+        if mine.value < (BETTER if mended else WORSE) * other.value or mine.value - other.value < LEAST:
             return []
         seen = f"it ends {mine.value:.2f} of the deviation of pictures from where the model leads, with trailing"
         seen += f" spacing {other.value:.2f}"

@@ -22,6 +22,7 @@ AGREED = 0.6  # share of a caption's images that must prefer the same other one
 HEEDED = 0.02  # of what a random caption costs, gain of the best one from which that is understood
 CUT = 0.05  # share of captions that may be longer than the encoder reads
 BETTER = 0.006  # gain of another way to read the encoder
+SURE = 3.0  # standard errors of that gain; a handful of ways is tried, by ROUNDS noises
 LITTLE = 0.05  # the same in a network whose weights were moved
 TRAINED_WITH = "Use the text encoder and tokenizer that the network was trained with."
 
@@ -168,10 +169,10 @@ def _readings(case: Case, middle: Score, none: Score, measures: list[Measure], f
         others.append(claim.named(says, steering=case.steered(replace(case.model, text=way.encoder), captions, labels)))
     scores = readings.contest(case, middle, others)
     best = scores[0]
-    gain = readings.surely(case, middle, best, BETTER, trials.SURE)
+    gain = readings.surely(case, middle, best, BETTER, SURE)
     name = f"gain of the best other way to read the encoder ({best.reading.name})"
     measures.append(measured(name, gain, f"at most {BETTER:g}"))
-    if not (gain.value > BETTER and gain.deviations > trials.SURE and best.gain(none).value > 0):
+    if not (gain.value > BETTER and gain.deviations > SURE and best.gain(none).value > 0):
         return None
     if gain.value < LITTLE and consistency.optimum(case).high < consistency.REST:
         return None  # in a network that answers too much whatever makes it answer less is better
