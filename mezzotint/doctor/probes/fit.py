@@ -101,8 +101,8 @@ def learned(case: Case, own: Score, run: runs.Run | None) -> Part:
         ),
     )
     moved = rest.value < consistency.REST and rest.high < consistency.REST + 0.015 and not case.lora
-    ruined = rest.high < NONSENSE or (rest.high < ASTRAY and known.low > WORSE)  # whatever else may be misread
-    if moved and (ruined or heard(case)):
+    ruined = rest.high < NONSENSE or (rest.high < ASTRAY and known.low > WORSE)  # however captions may be heard
+    if moved and trials.explanation(case) is None and (ruined or heard(case)):
         finding = Finding(
             "weights.damaged", "broken" if ruined else "harmful",
             f"the network answers too much: {rest.value:.3f} of its output ({rest.low:.3f} to {rest.high:.3f}) would"
@@ -132,9 +132,7 @@ def different_captions(case: Case) -> bool:
 
 
 def heard(case: Case) -> bool:
-    """Whether nothing else is known to be wrong that would make a sound network answer too much."""
-    if trials.explanation(case) is not None:
-        return False
+    """Whether what is said is heard as in training: what is misheard makes a sound network answer too much."""
     steered = case.model.text is not None or case.model.contract.classes is not None
     return not steered or not different_captions(case) or not consistency.misheard(case)
 
