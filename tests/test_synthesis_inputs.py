@@ -211,6 +211,16 @@ def test_a_broken_image_is_named_and_painted_ones_are_kept(
     assert json.loads(capsys.readouterr().out)["images"] == 12
 
 
+def test_a_policy_that_marks_always_refuses_spots_too_small_to_carry_a_mark(
+    tiny_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    good, out, policy = stripes(tmp_path / "good", 3, 0, across=True), tmp_path / "out", tmp_path / "policy.toml"
+    policy.write_text('name = "strict"\n[watermark]\nmode = "always"\n')
+    usual = ["synth", "--model", str(tiny_folder), "--type", "mono", "--good", str(good), "--out", str(out)]
+    assert main([*usual, "--count", "1", "--kinds", "crack", "--policy", str(policy)]) == 1
+    assert "too small to carry a watermark" in capsys.readouterr().err and not list(out.glob("images/*"))
+
+
 def test_a_full_disk_loses_nothing(tiny_folder: Path, tmp_path: Path) -> None:
     good, out = stripes(tmp_path / "good", 3, 0, across=True), tmp_path / "out"
     command = f"ulimit -f 8; exec {sys.executable} -m mezzotint synth --model {tiny_folder} --type mono --good {good}"

@@ -16,6 +16,8 @@ from mezzotint.families.settings import settle
 from mezzotint.generate import start_noise
 from mezzotint.governance import shading
 from mezzotint.governance.shading import Key
+from mezzotint.pipeline.admission import refuse
+from mezzotint.pipeline.house import House
 from mezzotint.request import Request
 from mezzotint.sampling import fresh, seeded_noise
 
@@ -57,6 +59,19 @@ def method(model: Model, request: Request) -> Method | None:
 def share(mask: Image) -> float:
     """Of a mask, what is white."""
     return float((np.asarray(mask.convert("L")) > 0).mean())
+
+
+def carried(desk: House, model: Model, request: Request, facts: Mapping[str, Any]) -> list[Mark]:
+    """The marks that the policy wants, one for each image; none where it wants none, or one would not be found.
+
+    Refused where the policy wants one on every picture and it would not be found.
+    """
+    how = method(model, request) if desk.key is not None else None
+    if desk.key is not None and how is not None:
+        return marks(desk.key, how, facts, request)
+    if desk.policy.watermark.mode == "always":
+        refuse(desk, model, request, "watermark.always", "the painted spot is too small to carry a watermark")
+    return []
 
 
 def marks(key: Key, how: Method, facts: Mapping[str, Any], request: Request) -> list[Mark]:

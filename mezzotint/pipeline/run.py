@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -14,9 +13,8 @@ from mezzotint.families.native import identified
 from mezzotint.generate import generate
 from mezzotint.governance.policy import Policy
 from mezzotint.pipeline import copies, marking
-from mezzotint.pipeline.admission import admitted, facts_of, refuse
+from mezzotint.pipeline.admission import admitted, facts_of
 from mezzotint.pipeline.house import House, house
-from mezzotint.pipeline.marking import Mark
 from mezzotint.pipeline.record import record
 from mezzotint.pipeline.release import Drawn, looked_at, released, withheld
 from mezzotint.request import Artifact, Request
@@ -41,19 +39,13 @@ class Pipeline:
         model, desk = self.model, self.house
         gate = facts_of(admitted(desk, model, request))
         facts = record(model, request)
-        marks: Sequence[Mark | None] = [None] * request.count
-        how = marking.method(model, request) if desk.key is not None else None
-        if desk.key is not None and how is not None:
-            marks = every = marking.marks(desk.key, how, facts, request)
-            if how == "start noise":
-                request = marking.noised(model, request, desk.key, every)
-        elif desk.policy.watermark.mode == "always":
-            refuse(desk, model, request, "watermark.always", "the painted spot is too small to carry a watermark")
+        marks = marking.carried(desk, model, request, facts)
+        if desk.key is not None and marks and marks[0].method == "start noise":
+            request = marking.noised(model, request, desk.key, marks)
         pictures = generate(model, request, watch).images
-        parent = None if request.image is None else request.image
         drawn = [
-            Drawn(picture, {"seed": request.seed + i, **facts}, mark, request.mask, parent)
-            for i, (picture, mark) in enumerate(zip(pictures, marks, strict=True))
+            Drawn(picture, {"seed": request.seed + i, **facts}, mark, request.mask, request.image)
+            for i, (picture, mark) in enumerate(zip(pictures, marks or [None] * request.count, strict=True))
         ]
         kept = copies.check(model.path) if self._looks_for_copies(request) else None
         verdicts = looked_at(desk, pictures, kept)

@@ -22,10 +22,11 @@ def left(
 ) -> Artifact:  # fmt: skip
     """A painted picture through the house: signed with its source as parent. Refused where a filter withholds it.
 
-    The painted spot carries no watermark unless it is a large part of the picture: it would not be found.
+    The painted spot carries no watermark unless it is a large part of the picture: it would not be found. Refused, too,
+    where the policy wants one always.
     """
-    facts, how = record(model, request), marking.method(model, request)
-    mark = marking.marks(desk.key, how, facts, request)[0] if desk.key is not None and how is not None else None
+    facts = record(model, request)
+    mark = next(iter(marking.carried(desk, model, request, facts)), None)
     one = Drawn(painted, {"seed": request.seed, **facts}, mark, request.mask, request.image)
     if not verdict.allowed:
         withheld(desk, one, verdict)

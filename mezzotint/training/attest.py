@@ -11,6 +11,8 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from mezzotint.checkpoints.tensors import read_metadata
+from mezzotint.contract import HEADER
 from mezzotint.data import manifest
 from mezzotint.data import metadata as rows
 from mezzotint.errors import InputError
@@ -62,14 +64,10 @@ def facts(
 
 def contract_of(model: Path) -> dict[str, Any]:
     """The contract that the finished folder holds, or that stands in the header of its one file; {} for none."""
-    from safetensors import safe_open
-
     if (model / "contract.json").is_file():
         return json.loads((model / "contract.json").read_bytes())
     for file in sorted(model.glob("*.safetensors")):
-        with safe_open(file, framework="pt") as content:
-            said = (content.metadata() or {}).get("mezzotint")
-        if said:
+        if said := read_metadata(file).get(HEADER):
             return json.loads(said)
     return {}
 

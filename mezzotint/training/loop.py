@@ -159,8 +159,8 @@ def _loop(run: Run, done: int, stopped: threading.Event) -> Outcome:
     else:
         model = run.folder / MODEL
         _use(run, lambda network: job.save(network, model))
-        written = lambda: attest.attest(plan, job.digests, model, run.started, {"loss": loss})  # noqa: E731
-        parallel.on_main(accelerator, written)
+        facts = (plan, job.digests, model, run.started, {"loss": loss})
+        parallel.on_main(accelerator, lambda: attest.attest(*facts))
     return Outcome(run.folder, done, done == plan.steps, loss)
 
 

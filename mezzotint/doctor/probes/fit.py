@@ -172,7 +172,7 @@ def by_heart(case: Case, own: Score, drawn: Drawn, run: runs.Run | None) -> Part
     right = images.to_images(every[found.index[order]])
     exhibit = Exhibit("drawn, and the nearest image of the data", sheet(list(zip(left, right, strict=True))))
     finding = None
-    if share >= COPIES and (found.originals > 1 or found.copies < 3):  # one picture for every seed is another cause
+    if share >= COPIES and found.originals > 1:  # one picture for every seed is another cause
         do = "Train anew for fewer steps, on more images, with mirroring where it is allowed."
         finding = Finding("fit.memorised", "broken" if share > 0.5 else "harmful", says, do, strength=share / COPIES)
     return Part(finding, tuple(measures), curves, exhibit)

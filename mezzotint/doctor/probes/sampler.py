@@ -187,16 +187,16 @@ def _start(case: Case, measures: list[Measure]) -> list[Finding]:
             return []
         ends, own = paths(case)
         mine, other = apart(own, ends), apart(case.draw(trailing(model), PICTURES).latents, ends)
+        needed = BETTER if mine.value > FAR >= other.value else WORSE  # from a bad path to one that is not
         measures += [
             measured("error of the path from its start", mine),
-            measured("the same with trailing spacing", other, f"at least 1/{WORSE:g} of it"),
+            measured("the same with trailing spacing", other, f"at least 1/{needed:g} of it"),
         ]
-        mended = mine.value > FAR >= other.value  # from a path that is bad to one that is not
-        if mine.value < (BETTER if mended else WORSE) * other.value or mine.value - other.value < LEAST:
+        if mine.value < needed * other.value or mine.value - other.value < LEAST:
             return []
         seen = f"it ends {mine.value:.2f} of the deviation of pictures from where the model leads, with trailing"
         seen += f" spacing {other.value:.2f}"
-        strength = mine.value / other.value / WORSE
+        strength = mine.value / other.value / needed
     return [
         Finding(
             "schedule.start", "harmful",
