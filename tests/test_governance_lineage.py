@@ -16,7 +16,7 @@ from mezzotint import files
 from mezzotint.errors import InputError
 from mezzotint.governance import certificates
 from mezzotint.governance.hop import failed
-from mezzotint.governance.lineage import Trained, bom, checked, events, folder, statement, written
+from mezzotint.governance.lineage import Trained, bom, checked, events, folder, registry, statement, written
 from mezzotint.governance.lineage.trained import digests
 
 DATA = {"a.png": "11" * 32, "metadata.jsonl": "22" * 32}
@@ -153,7 +153,7 @@ def foreign(model: Path) -> None:
         (swap("lineage/attestation.json", lambda b: b[:100]), "attestation of the training", "damaged"),
         (swap("lineage/model.sig", edited(renamed)), "signature of the model", "does not hold"),
         (swap("lineage/facts.json", edited(lambda c: c["recipe"].update(seed=9))), "attestation of the training",
-         "seed"),
+         "facts.json"),
         (swap("lineage/mlbom.cdx.json", edited(lambda c: c["components"][0]["hashes"][0].update(content="66" * 32))),
          "bill of materials", "names the data set 6666"),
         (swap("lineage/mlbom.cdx.json", edited(lambda c: c.update(nonsense=1))), "bill of materials", "is no bill"),
@@ -172,6 +172,16 @@ def test_whatever_is_changed_is_found_and_named(
     tamper(model)
     found = {each.what: each for each in failed(checked(model, own_home / "root.pem"))}
     assert hop in found and said in found[hop].says, {k: v.says for k, v in found.items()}
+
+
+def test_a_byte_changed_anywhere_in_any_file_is_found(model: Path, own_home: Path) -> None:
+    kept = {path: path.read_bytes() for path in model.rglob("*") if path.is_file() and path.name != folder.ROOT}
+    for path, content in kept.items():
+        for place in (0, len(content) // 3, len(content) - 2):
+            path.write_bytes(content[:place] + bytes([content[place] ^ 1]) + content[place + 1 :])
+            assert failed(checked(model, own_home / "root.pem")), (path.name, place)
+        path.write_bytes(content)
+    assert len(kept) == 10 and not failed(checked(model, own_home / "root.pem"))
 
 
 def test_a_model_without_lineage_is_said_to_have_none(tmp_path: Path) -> None:
@@ -221,3 +231,25 @@ def test_events_reach_a_lineage_server(model: Path) -> None:
 
 def test_the_envelope_is_dsse_by_hand() -> None:
     assert statement.encoded("t", b"ab") == b"DSSEv1 1 t 2 ab"
+
+
+def test_a_run_and_its_model_reach_an_mlflow_store(model: Path, tmp_path: Path) -> None:
+    client = pytest.importorskip("mlflow").MlflowClient
+    uri, weights = f"sqlite:///{tmp_path / 'store.db'}", "99" * 32
+    history = [{"step": 50, "loss": 0.5, "rate": 1e-4}, {"step": 100, "loss": 0.25, "validation": 0.75, "note": "x"}]
+    for _ in range(2):
+        run = registry.record(model, facts(recipe={"seed": 3, "data": {"size": [8, 8]}}), weights, history, uri)
+    store = client(tracking_uri=uri)
+    found = store.get_run(run)
+    assert found.data.params == {"seed": "3", "data.size": "[8, 8]"}
+    assert found.data.metrics == {"loss": 0.25, "rate": 1e-4, "validation": 0.75}
+    assert [(each.step, each.value) for each in store.get_metric_history(run, "loss")] == [(50, 0.5), (100, 0.25)]
+    assert found.inputs.dataset_inputs[0].dataset.digest == files.sha256_json(DATA)[:36]
+    assert found.data.tags["mezzotint.dataset"] == files.sha256_json(DATA)
+    assert found.info.end_time - found.info.start_time == 3_600_000 and found.info.status == "FINISHED"
+    assert {Path(each.path).name for each in store.list_artifacts(run, "lineage")} >= {folder.FACTS, folder.SIGNATURE}
+    versions = store.search_model_versions("name = 'cracks'")
+    assert {each.version for each in versions} == {1, 2} or {each.version for each in versions} == {"1", "2"}
+    assert versions[0].tags["mezzotint.weights"] == weights and versions[0].run_id == run
+    with pytest.raises(InputError, match="did not take the run"):
+        registry.record(model, facts(), weights, history, "http://127.0.0.1:9")

@@ -9,6 +9,7 @@ import pytest
 from PIL import Image
 
 from mezzotint.data import solar_cells
+from mezzotint.errors import InputError
 from mezzotint.governance import classifier, licences
 from mezzotint.governance.policy import Pictures, Use
 from mezzotint.governance.prompts import ALLOWED, Verdict
@@ -89,4 +90,13 @@ def test_a_use_that_a_licence_forbids_is_stopped_or_recorded() -> None:
 
 def test_what_is_made_of_parts_is_under_the_strictest() -> None:
     assert licences.combined(["MIT", "CC-BY-NC-SA-4.0", "CreativeML OpenRAIL-M", None]) == "CC-BY-NC-SA-4.0"
-    assert licences.combined(["MIT", "house rules"]) == "house rules" and licences.combined([]) == "not stated"
+    assert licences.combined(["MIT", "house rules"]) == "house rules" and licences.combined([]) == "unknown"
+
+
+def test_what_is_made_from_a_base_is_never_freer_than_it() -> None:
+    assert licences.derived(None, "CC-BY-NC-4.0") == licences.derived("CC-BY-NC-4.0", None) == "CC-BY-NC-4.0"
+    assert licences.derived("CC-BY-NC-SA-4.0", "MIT") == licences.derived("CC-BY-NC-SA-4.0", "unknown")
+    assert licences.derived(None, None) == licences.derived(None, "unknown") == "unknown"
+    for own, base in (("MIT", "CC-BY-NC-4.0"), ("MIT", "house rules"), ("CC-BY-4.0", "FLUX Non-Commercial License")):
+        with pytest.raises(InputError, match=f"licence = '{own}' is freer than '{base}', the licence of its base"):
+            licences.derived(own, base)

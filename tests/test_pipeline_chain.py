@@ -15,6 +15,7 @@ from parts import class_model
 from PIL import Image
 
 import mezzotint as mz
+from mezzotint import files
 from mezzotint.cli.main import main
 from mezzotint.contract import Licence, Lineage
 from mezzotint.data import manifest, metadata
@@ -209,11 +210,11 @@ def test_what_is_not_here_is_said_and_not_held_against_it(house: House, tmp_path
     house.data.rename(tmp_path / "moved")
     chain = house.walk()
     assert chain.holds and "not here" in by_name(chain)["training images"].says
-    assert by_name(house.walk(data=tmp_path / "moved"))["training images"].holds
+    assert by_name(house.walk(data=(tmp_path / "moved",)))["training images"].holds
     house.model.rename(tmp_path / "elsewhere")
     gone = by_name(house.walk())
     assert gone["model"].holds is False or "--model" in gone["model"].says
-    assert by_name(house.walk(model=tmp_path / "elsewhere", data=tmp_path / "moved"))["model"].holds
+    assert by_name(house.walk(model=tmp_path / "elsewhere", data=(tmp_path / "moved",)))["model"].holds
 
 
 def test_the_commands_answer_by_exit_code_lines_and_page(
@@ -248,3 +249,12 @@ def test_a_picture_of_nobody_is_vouched_for_by_nothing(tmp_path: Path, monkeypat
     (tmp_path / "a.png").write_bytes(stream.getvalue())
     chain = of_picture(tmp_path / "a.png", Places())
     assert not chain.holds and chain.record is None and all(hop.holds is None for hop in chain.hops)
+
+
+def test_the_starter_s_own_lineage_is_whole_and_leads_to_its_images() -> None:
+    starter = Path(__file__).parent.parent / "models" / "solar-cells"
+    hops = lineage.checked(starter, starter / "lineage" / "root.pem")
+    assert [hop.holds for hop in hops] == [True] * 5, [hop.says for hop in hops]
+    told, contract = json.loads((starter / "lineage" / "facts.json").read_text()), load(starter).contract
+    assert contract.lineage.recipe == files.sha256_json(told["recipe"]) and contract.lineage.base == told["base"]
+    assert contract.lineage.dataset == told["data"]["digest"] and told["licence"] == contract.licence.weights

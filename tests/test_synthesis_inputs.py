@@ -16,6 +16,8 @@ from mezzotint.cli.main import main
 from mezzotint.contract import read_contract
 from mezzotint.data import masks, metadata
 from mezzotint.errors import InputError
+from mezzotint.governance.prompts import Verdict
+from mezzotint.pipeline.record import pixels_digest
 from mezzotint.synthesis import classes, equip, recipe, shapes, sources
 
 NAMES = ("mono healthy", "mono crack", "poly-healthy", "poly_crack", "poly hot spot")
@@ -219,6 +221,29 @@ def test_a_policy_that_marks_always_refuses_spots_too_small_to_carry_a_mark(
     usual = ["synth", "--model", str(tiny_folder), "--type", "mono", "--good", str(good), "--out", str(out)]
     assert main([*usual, "--count", "1", "--kinds", "crack", "--policy", str(policy)]) == 1
     assert "too small to carry a watermark" in capsys.readouterr().err and not list(out.glob("images/*"))
+
+
+def some(picture: Image.Image) -> Verdict:
+    """A rule of one's own that withholds about every second picture."""
+    return Verdict(pixels_digest(picture)[0] < "8", "mine", "of the wrong half")
+
+
+def test_a_picture_that_is_withheld_is_left_out_and_the_others_stay(
+    tiny_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.syspath_prepend(str(Path(__file__).parent))
+    good, out, policy = stripes(tmp_path / "good", 3, 0, across=True), tmp_path / "out", tmp_path / "policy.toml"
+    policy.write_text(f'name = "half"\n[pictures]\nplug = "{Path(__file__).stem}:some"\n')
+    asked = ["synth", "--model", str(tiny_folder), "--type", "mono", "--good", str(good), "--out", str(out),
+             "--count", "12", "--policy", str(policy)]  # fmt: skip
+    with pytest.warns(UserWarning, match="of 12 pictures stay by the policy 'half', mine: of the wrong half"):
+        assert main(asked) == 0
+    kept = json.loads((out / "manifest.json").read_text())
+    assert 0 < kept["count"] < 12 and kept["withheld"] == 12 - kept["count"]
+    pictures = sorted((out / "images").iterdir())
+    assert [path.name for path in pictures] == [Path(each["file"]).name for each in kept["images"]]
+    assert all(each["pixels"][0] < "8" for each in kept["images"])
+    assert len(json.loads((out / "annotations" / "coco.json").read_text())["images"]) == kept["count"]
 
 
 def test_a_full_disk_loses_nothing(tiny_folder: Path, tmp_path: Path) -> None:

@@ -111,7 +111,7 @@ def test_overfits_one_batch(tmp_path: Path, place: Path, native: Path, case: str
 def finished(place: Path) -> Path:
     """A run on Stable Diffusion 1 in which backbone and text encoder changed, with convolutions."""
     plan = lora_recipe(
-        place, sd1(place), "finished", ema={"decay": 0.0}, steps=4, licence="MIT",
+        place, sd1(place), "finished", ema={"decay": 0.0}, steps=4, licence="CC-BY-NC-4.0",
         lora={"rank": 3, "alpha": 6.0, "targets": ["attention", "convolution"], "text_targets": ["attention"]},
     )  # fmt: skip
     plan["previews"] = {"every": 4, "count": 1, "steps": 2}
@@ -174,7 +174,7 @@ def test_every_file_carries_its_contract_and_the_notes_of_other_programs(finishe
         assert (contract.kind, contract.family, contract.process) == ("lora", "sd1", base.process)
         assert contract.base == base.weights == contract.lineage.base
         assert (contract.latent, contract.text) == (base.latent, base.text)
-        assert (contract.licence.weights, contract.lineage.steps, contract.distilled) == ("MIT", 4, False)
+        assert (contract.licence.weights, contract.lineage.steps, contract.distilled) == ("CC-BY-NC-4.0", 4, False)
         assert contract.lineage.dataset and contract.lineage.recipe
         assert said["modelspec.architecture"] == "stable-diffusion-v1/lora"
         assert said["modelspec.prediction_type"] == "epsilon"
@@ -301,6 +301,12 @@ def test_pain_10_targets_are_refused_before_any_work(tmp_path: Path, place: Path
             )
     with pytest.raises(InputError, match="'cross-attention'"):
         loop.train(recipe.check(lora_recipe(tmp_path, native, lora={"targets": ["cross-attention"]}), "test"))
+    assert not (tmp_path / "run" / "cache").exists()
+
+
+def test_a_licence_freer_than_the_base_s_is_refused_before_any_work(tmp_path: Path, place: Path) -> None:
+    with pytest.raises(InputError, match="'MIT' is freer than 'CreativeML OpenRAIL-M'"):
+        loop.train(recipe.check(lora_recipe(tmp_path, sd1(place), licence="MIT"), "test"))
     assert not (tmp_path / "run" / "cache").exists()
 
 

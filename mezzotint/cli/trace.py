@@ -34,8 +34,8 @@ class Options:
     """The model that is said to have drawn it; the one in the log where left out."""
     lora: tyro.conf.UseAppendAction[tuple[Path, ...]] = ()
     """An adapter that took part, where it is not at its old place; may be given several times."""
-    data: Path | None = None
-    """The folder of training images, where it is not at its old place."""
+    data: tyro.conf.UseAppendAction[tuple[Path, ...]] = ()
+    """A folder of training images that is not at its old place; may be given several times."""
     root: Path | None = None
     """The root certificate to trust; your own where left out."""
     log: Path | None = None

@@ -39,9 +39,9 @@ def ruled(model: Model, lora: Sequence[tuple[str | Path, float]]) -> Model:
     return model
 
 
-def contract_of(path: Path) -> AdapterContract | None:
-    """The contract of a LoRA file or folder, None where it has none of ours; only the header is read."""
-    file = find_weights(inside(path, LORA, "LoRA"))
+def contract_of(path: Path, stems: Sequence[str] = LORA, what: str = "LoRA") -> AdapterContract | None:
+    """The contract of an adapter's file or folder, None where it has none of ours; only the header is read."""
+    file = find_weights(inside(path, stems, what))
     return AdapterContract.from_header(read_metadata(file)) if file.suffix == ".safetensors" else None
 
 

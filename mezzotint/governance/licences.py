@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
+from mezzotint.errors import InputError
 from mezzotint.governance.policy import Use
 
 Answer = Literal["yes", "no", "conditional", "unknown"]
@@ -39,6 +40,7 @@ KNOWN: Mapping[str, Terms] = {  # by SPDX name, else by how the licence calls it
     "flux [dev] non-commercial": Terms("no", (USES,), 9),
 }  # fmt: skip
 UNKNOWN = Terms("unknown", (), 10)
+UNSTATED = "unknown"  # stands in contracts where nobody said
 TRIMMINGS = re.compile(r"( license| licence)?( v[\d.]+)?( \([^)]*\))?$")  # what may follow a name
 
 
@@ -77,5 +79,21 @@ def gate(rules: Use, licences: Mapping[str, str | None]) -> Gate:
 
 def combined(licences: Iterable[str | None]) -> str:
     """The licence that a work of several parts is under at least: the strictest; unknown ones win."""
-    stated = [name for name in licences if name]
-    return max(stated, key=lambda name: terms(name).strict, default="not stated")
+    stated = [name for name in licences if name and name != UNSTATED]
+    return max(stated, key=lambda name: terms(name).strict, default=UNSTATED)
+
+
+def derived(own: str | None, base: str | None, of: str = "its base") -> str:
+    """The licence of what is made from a base: the one that its maker states, else the base's.
+
+    InputError where the stated one is freer than the base's: what the base forbids stays forbidden.
+    """
+    least = combined([base])
+    if not own:
+        return least
+    if least != UNSTATED and terms(own).strict < terms(least).strict:
+        raise InputError(
+            f"licence = '{own}' is freer than '{least}', the licence of {of}.\n"
+            "Leave licence out, and the base's holds, or state one that allows no more."
+        )
+    return own

@@ -6,8 +6,9 @@ import hashlib
 from pathlib import Path
 from typing import Any, NoReturn
 
+from mezzotint.contract import read_adapter_contract
 from mezzotint.errors import Refused
-from mezzotint.families.adapt import contract_of
+from mezzotint.families.adapt import WORDS, contract_of
 from mezzotint.families.model import Model
 from mezzotint.governance import licences, prompts
 from mezzotint.governance.licences import Gate
@@ -40,11 +41,13 @@ def stated(model: Model, request: Request) -> dict[str, str | None]:
     found: dict[str, str | None] = {"the model": own.weights}
     if own.data is not None:
         found["its data"] = own.data
-    for path, _ in request.lora:
-        contract = contract_of(Path(path))
-        found[Path(path).name] = None if contract is None else contract.licence.weights
+    added = {Path(path): contract_of(Path(path)) for path, _ in request.lora}
+    added |= {Path(path): contract_of(Path(path), WORDS, "embedding") for path in request.embedding}
+    added |= {Path(path): read_adapter_contract(Path(path)) for path, _, _ in request.control}
+    for path, contract in added.items():
+        found[path.name] = None if contract is None else contract.licence.weights
         if contract is not None and contract.licence.data is not None:
-            found[f"the data of {Path(path).name}"] = contract.licence.data
+            found[f"the data of {path.name}"] = contract.licence.data
     return found
 
 

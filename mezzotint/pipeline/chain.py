@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -45,10 +45,10 @@ def of_model(chain: Chain, model: Path, places: Places, depth: int = 0) -> Chain
     """A model's lineage, its data and what it was trained from."""
     hops = lineage.checked(model, vouched(model, places))
     chain.hops += hops
-    facts = _json(model / lineage.FOLDER / "facts.json")
-    if facts is None:
+    facts, data = (_json(model / lineage.FOLDER / name) for name in ("facts.json", "dataset.json"))
+    if facts is None or data is None:
         return chain
-    chain.hops += data_hops(facts["data"], facts.get("data_licence"), places.data if depth == 0 else None)
+    chain.hops += data_hops(data, facts.get("data_licence"), places.data)
     if facts.get("base"):
         told = (facts.get("recipe") or {}).get("base") or {}
         place = Path(told["path"]) if told.get("path") else None
@@ -72,12 +72,19 @@ def vouched(model: Path, places: Places) -> Path | None:
     return own
 
 
-def data_hops(data: Mapping[str, Any], licence: str | None, given: Path | None) -> list[Hop]:
-    """The training files by their digests: every one that is changed, missing or added is named."""
-    folder = given or Path(str(data["folder"]))
+def data_hops(data: Mapping[str, Any], licence: str | None, given: Sequence[Path]) -> list[Hop]:
+    """The training files by their digests: every one that is changed or missing is named.
+
+    They are looked for where the training had them and, where that folder is gone, in that of the given ones with most
+    of them by name, if it is more than half: the others may be for another model of the chain.
+    """
+    names, folder = list(data["files"]), Path(str(data["folder"]))
+    if not folder.is_dir():
+        held = {each: sum((each / name).is_file() for name in names) for each in given}
+        folder = next((each for each in given if held[each] == max(held.values()) > len(names) / 2), folder)
     under = f"under {licence or 'an unknown licence'}"
     if not folder.is_dir():
-        says = f"{len(data['files'])} files {under}; {folder} is not here, so they are not compared (--data)"
+        says = f"{len(names)} files {under}; {folder} is not here, so they are not compared (--data)"
         return [Hop("training images", None, says, str(data["digest"]), str(folder))]
     wrong: list[str] = []
     for name, digest in data["files"].items():
@@ -87,10 +94,10 @@ def data_hops(data: Mapping[str, Any], licence: str | None, given: Path | None) 
         elif files.sha256_file(file) != digest:
             wrong.append(f"{name} was changed")
     says = "; ".join(wrong[:4]) + (f"; and {len(wrong) - 4} more" if len(wrong) > 4 else "")
-    facts = {"licence": licence, "files": list(data["files"])}
+    facts = {"licence": licence, "files": names}
     if wrong:
         return [Hop("training images", False, says, str(data["digest"]), str(folder), facts)]
-    says = f"all {len(data['files'])} files are those of the training, {under}"
+    says = f"all {len(names)} files are those of the training, {under}"
     return [Hop("training images", True, says, str(data["digest"]), str(folder), facts)]
 
 

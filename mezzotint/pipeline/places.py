@@ -18,7 +18,7 @@ class Places:
 
     model: Path | None = None
     adapters: tuple[Path, ...] = ()
-    data: Path | None = None
+    data: tuple[Path, ...] = ()
     root: Path | None = None  # certificate to trust
     log: Path | None = None
     key: Path | None = None  # of the watermark

@@ -97,6 +97,7 @@ def manifest(
         },
         "annotations": "annotations/coco.json",
         "count": len(records),
+        "withheld": plan.count - len(records),  # by the policy; the log says why
         "judgement": judgement,
         "images": list(records),
     }

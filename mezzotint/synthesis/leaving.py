@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from mezzotint.errors import Refused
 from mezzotint.families import Model
 from mezzotint.governance.prompts import Verdict
 from mezzotint.pipeline import marking, record
 from mezzotint.pipeline.house import House
+from mezzotint.pipeline.marking import Mark
 from mezzotint.pipeline.release import Drawn, released, withheld
 from mezzotint.request import Artifact, Request
 
@@ -16,21 +17,31 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
 
-def left(
-    desk: House, model: Model, request: Request, painted: Image, verdict: Verdict, told: dict[str, Any],
-    asks: dict[str, Any],
-) -> Artifact:  # fmt: skip
-    """A painted picture through the house: signed with its source as parent. Refused where a filter withholds it.
+@dataclass(frozen=True, slots=True)
+class Leave:
+    """What is known of a picture before it is painted."""
 
-    The painted spot carries no watermark unless it is a large part of the picture: it would not be found. Refused, too,
-    where the policy wants one always.
+    facts: dict[str, Any]
+    mark: Mark | None
+
+
+def asked(desk: House, model: Model, request: Request) -> Leave:
+    """The record and the mark of a picture that is about to be painted.
+
+    The painted spot carries no watermark unless it is a large part of the picture: it would not be found. Refused where
+    the policy wants one always.
     """
     facts = record(model, request)
-    mark = next(iter(marking.carried(desk, model, request, facts)), None)
-    one = Drawn(painted, {"seed": request.seed, **facts}, mark, request.mask, request.image)
+    return Leave(facts, next(iter(marking.carried(desk, model, request, facts)), None))
+
+
+def left(
+    desk: House, model: Model, request: Request, leave: Leave, painted: Image, verdict: Verdict, told: dict[str, Any],
+    asks: dict[str, Any],
+) -> Artifact | None:  # fmt: skip
+    """A painted picture through the house: signed with its source as parent; None where a filter withholds it."""
+    one = Drawn(painted, {"seed": request.seed, **leave.facts}, leave.mark, request.mask, request.image)
     if not verdict.allowed:
         withheld(desk, one, verdict)
-        raise Refused(
-            verdict.rule, f"refused by the policy '{desk.policy.name}', image of seed {request.seed}: {verdict.says}."
-        )
+        return None
     return released(desk, one, told, asks, model=model.path)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,10 +15,11 @@ from PIL import Image as pil
 
 from mezzotint import files, images
 from mezzotint.data.masks import Mask
-from mezzotint.errors import InputError
+from mezzotint.errors import InputError, Refused
 from mezzotint.families import Model
 from mezzotint.generate import generate_batch
 from mezzotint.governance.licences import Gate
+from mezzotint.governance.prompts import Verdict
 from mezzotint.pipeline.admission import admitted, facts_of
 from mezzotint.pipeline.house import House, house
 from mezzotint.pipeline.record import pixels_digest
@@ -67,7 +69,8 @@ def paint(plan: Recipe, model: Model, watch: Watch | None = None) -> list[dict[s
 
     OUT/images, OUT/masks and OUT/sources hold PNGs of the same names; OUT/records/NAME.json, written last, says that an
     image is finished and how it was made. Outside the mask an image is its source at the model's size, to the bit.
-    InputError before anything is painted where the recipe, the model, the images or the folder do not fit.
+    A picture that the policy withholds is left out, with a warning; Refused where none is left. InputError before
+    anything is painted where the recipe, the model, the images or the folder do not fit.
     """
     known = classes.classes(model.contract)
     good = sources(plan.good, known, plan.type, plan.model)
@@ -80,24 +83,33 @@ def paint(plan: Recipe, model: Model, watch: Watch | None = None) -> list[dict[s
     batches = [todo[i : i + BATCH] for i in range(0, len(todo), BATCH)]
     batches = [batch for batch in batches if any(task.index not in done for task in batch)]
     steps = plan.steps or model.contract.sampling.steps
+    stay: list[Verdict] = []
     for number, batch in enumerate(batches):
 
         def step(index: int, *_: object, number: int = number) -> None:
             if watch is not None:
                 watch(number * steps + index + 1, len(batches) * steps)
 
-        painted = paint_batch(plan, model, batch, drawn_from, desk, gates, done.keys(), step)
+        painted = paint_batch(plan, model, batch, drawn_from, desk, gates, done.keys(), stay, step)
         for task, record in zip(batch, painted, strict=True):
             if record is not None:
                 done[task.index] = record
-    return [done[task.index] for task in todo]
+    if stay:
+        says = f"policy '{desk.policy.name}', {stay[0].rule}: {stay[0].says}"
+        if len(stay) == len(todo):
+            raise Refused(stay[0].rule, f"refused by the {says}.")
+        warnings.warn(f"{len(stay)} of {len(todo)} pictures stay by the {says}", stacklevel=2)
+    return [done[task.index] for task in todo if task.index in done]
 
 
 def paint_batch(
     plan: Recipe, model: Model, batch: Sequence[Task], drawn_from: Shapes, desk: House, gates: Mapping[int, Gate],
-    done: Any, step: Callable[..., None],
+    done: Any, stay: list[Verdict], step: Callable[..., None],
 ) -> list[dict[str, Any] | None]:  # fmt: skip
-    """Paint a batch and write the images that are not in `done`; their records, None for the others."""
+    """Paint a batch and write the images that are not in `done`; their records, None for the others.
+
+    Why a picture is withheld is added to `stay`.
+    """
     mode = "L" if model.codec.pixel_channels == 1 else "RGB"
     pictures = [resized(task.source.path, mode, *model.contract.size) for task in batch]
     drawn = [
@@ -116,6 +128,7 @@ def paint_batch(
         )
         for task, picture, one in zip(batch, pictures, drawn, strict=True)
     ]  # fmt: skip
+    leaves = [leaving.asked(desk, model, request) for request in requests]
     results = generate_batch(model, requests, step)
     painted = [
         composed(*each) for each in zip(pictures, (r.images[0] for r in results), (d.mask for d in drawn), strict=True)
@@ -123,8 +136,12 @@ def paint_batch(
     new = [i for i, task in enumerate(batch) if task.index not in done]
     records: list[dict[str, Any] | None] = [None] * len(batch)
     for i, (verdict, told) in zip(new, looked_at(desk, [painted[i] for i in new], None), strict=True):
-        made = leaving.left(desk, model, requests[i], painted[i], verdict, told, facts_of(gates[batch[i].target.index]))
-        records[i] = write(plan, model, batch[i], pictures[i], drawn[i], made)
+        asks = facts_of(gates[batch[i].target.index])
+        made = leaving.left(desk, model, requests[i], leaves[i], painted[i], verdict, told, asks)
+        if made is None:
+            stay.append(verdict)
+        else:
+            records[i] = write(plan, model, batch[i], pictures[i], drawn[i], made)
     return records
 
 
@@ -223,9 +240,7 @@ def settle_folder(plan: Recipe, model: Model) -> None:
     """Begin the folder of the data set with its recipe, or make sure that the recipe there is this one."""
     at = plan.out / recipe.FILE
     if at.is_file():
-        for stray in plan.out.glob(
-            "*/.*.??????*"
-        ):  # what a kill left half-written, under the names of files.write_with
+        for stray in plan.out.glob("*/.*.??????*"):  # half-written by a kill, under the names of files.write_with
             stray.unlink()
         if changed := recipe.changes(recipe.read(at), plan):
             raise InputError(f"{plan.out} holds a set made otherwise: {'; '.join(changed)}. Choose another folder.")

@@ -18,6 +18,8 @@ from mezzotint.data import metadata as rows
 from mezzotint.errors import InputError
 from mezzotint.governance import lineage
 from mezzotint.governance.lineage import Trained
+from mezzotint.training import metrics
+from mezzotint.training.methods import Method
 from mezzotint.training.tables import Recipe
 
 PACKAGES = ("mezzotint", "torch", "numpy", "safetensors", "accelerate", "peft", "transformers")
@@ -30,34 +32,42 @@ def now() -> str:
     return datetime.now(UTC).isoformat(timespec="seconds")
 
 
-def attest(plan: Recipe, digests: Mapping[str, str], model: Path, started: str, measures: Mapping[str, float]) -> None:
-    """Write model/lineage; where that fails a warning says so, for the model itself is there and whole."""
-    if not plan.lineage.write:
+def attest(plan: Recipe, job: Method, model: Path, started: str, measures: Mapping[str, float]) -> None:
+    """Write model/lineage and tell the servers that the recipe names.
+
+    Where that fails a warning says so, for the model itself is there and whole.
+    """
+    table = plan.lineage
+    if not table.write:
         return
-    certificates = Path(plan.lineage.certificates) if plan.lineage.certificates else None
     try:
-        lineage.written(model, facts(plan, digests, model, started, measures), certificates, plan.lineage.server)
+        known = facts(plan, job, model, started, measures)
+        weights = lineage.written(model, known, Path(table.certificates) if table.certificates else None)
     except (InputError, OSError) as error:
         warnings.warn(f"the model is finished, but its lineage could not be written: {error}", stacklevel=2)
+        return
+    try:
+        if table.server:
+            lineage.events.send(lineage.events.events(known, weights), table.server)
+        if table.mlflow:
+            lineage.registry.record(model, known, weights, metrics.read(Path(plan.out)), table.mlflow)
+    except InputError as error:
+        warnings.warn(f"the model and its lineage are written, but {error}", stacklevel=2)
 
 
-def facts(
-    plan: Recipe, digests: Mapping[str, str], model: Path, started: str, measures: Mapping[str, float]
-) -> Trained:
+def facts(plan: Recipe, job: Method, model: Path, started: str, measures: Mapping[str, float]) -> Trained:
     """Everything that is known at the end; InputError where the training images were changed meanwhile."""
     folder = Path(plan.data.folder)
     files = manifest.manifest(folder, rows.read(folder))
-    if files.digest != digests["data"]:
+    if files.digest != job.digests["data"]:
         raise InputError(f"the images in {folder} were changed while the run went on")
     contract = contract_of(model)
-    own = contract.get("licence") or {}
     kind = KINDS.get(plan.method, "LoRA" if plan.lora is not None else "model")
     return Trained(
         name=Path(plan.out).name, method=plan.method, kind=kind, recipe=plan.model_dump(mode="json"),
         contract=contract, data={**files.to_dict(), "folder": str(folder.resolve())},
-        base=digests.get("base") or (contract.get("lineage") or {}).get("base"),
-        licence=plan.licence or own.get("weights") or "not stated",
-        data_licence=plan.data_licence or own.get("data"), base_licence=own.get("weights"),
+        base=job.digests.get("base") or (contract.get("lineage") or {}).get("base"),
+        licence=job.licensed.own.weights, data_licence=job.licensed.own.data, base_licence=job.licensed.base,
         started=started, ended=now(), software=software(), commit=commit(), measures=dict(measures),
     )  # fmt: skip
 

@@ -20,8 +20,7 @@ from mezzotint.families.materials import INDEX, section_part, shapes_of
 from mezzotint.families.native import AUTOENCODERS, SPACE, read_autoencoder, write_autoencoder
 from mezzotint.families.parts import configured
 from mezzotint.files import write_json
-
-UNKNOWN = "unknown"  # of a licence that no file states
+from mezzotint.governance.licences import UNSTATED
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,7 +75,7 @@ def _of_model(path: Path) -> Found:
     if path.is_file() and "bn.running_mean" in shapes_of(tensors := open_tensors(path)):  # FLUX.2's, published alone
         material = section_part(VAE_SECTION, tensors, path)
         network = built(*configured(AUTOENCODERS, material.config, path), material, torch.float32)
-        return Found(Codec(network, space_of(network)), path, Licence(weights=UNKNOWN))
+        return Found(Codec(network, space_of(network)), path, Licence(weights=UNSTATED))
     family, materials = gather(path)
     codec = codec_of(materials, family, torch.float32)
     at = materials.parts[family.codec].at if family.codec else path
@@ -99,5 +98,5 @@ def _in_model(folder: Path) -> Found | None:
 
 def _alone(folder: Path) -> Found:
     stated = read_json(folder / SPACE) if (folder / SPACE).is_file() else {}
-    licence = Licence(weights=str(stated.get("licence") or UNKNOWN), data=stated.get("data_licence"))
+    licence = Licence(weights=str(stated.get("licence") or UNSTATED), data=stated.get("data_licence"))
     return Found(read_autoencoder(folder), folder, licence)

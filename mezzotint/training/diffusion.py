@@ -19,7 +19,7 @@ from mezzotint.families import Model
 from mezzotint.families.model import working
 from mezzotint.families.steering import class_index
 from mezzotint.process import Level, prediction, weighting
-from mezzotint.training import audit, draws, masking, parts, previews
+from mezzotint.training import audit, draws, finish, masking, parts, previews
 from mezzotint.training.captions import Captions
 from mezzotint.training.methods import Batch, Place
 from mezzotint.training.tables import Classes, Inpaint, Recipe, Text
@@ -52,6 +52,7 @@ class Diffusion:
         self.class_plan = recipe.classes or Classes()
         self.text_plan = recipe.text or Text()
         self.inpaint = None if contract.inpaint is None else (recipe.inpaint or Inpaint())
+        self.licensed = finish.licensed(recipe, contract.licence)
         self.label = None if label is None else _label(model, label)
         self.mirrorings = folder.mirrorings(list(data.flips))
         self.sizes = buckets.sizes(data.size, data.bucket_step, data.bucket_ratio) if data.bucket_step else [data.size]

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from importlib import metadata
 from typing import TYPE_CHECKING
 
 from mezzotint import files
 from mezzotint.contract import Contract, Licence, Lineage, SamplingFacts
+from mezzotint.governance import licences
 from mezzotint.training.tables import Recipe
 
 if TYPE_CHECKING:
@@ -32,15 +34,26 @@ def contract(core: Diffusion) -> Contract:
     return base.model_copy(
         update={
             "weights": "", "size": recipe.data.size, "guidance": guidance, "sampling": sampling,
-            "licence": licence(core), "lineage": lineage(core),
+            "licence": core.licensed.own, "lineage": lineage(core),
         }
     )  # fmt: skip
 
 
-def licence(core: Diffusion) -> Licence:
-    """What the recipe says, and else the base's: a derived model is under its base's licence."""
-    recipe, base = core.recipe, core.model.contract.licence
-    return Licence(weights=recipe.licence or base.weights, data=recipe.data_licence or base.data)
+@dataclass(frozen=True, slots=True)
+class Licensed:
+    """The licence of what is made, and that of the weights that it was made from; None: of none."""
+
+    own: Licence
+    base: str | None
+
+
+def licensed(recipe: Recipe, base: Licence | None) -> Licensed:
+    """What the recipe says, never freer than its base (else InputError); of all data behind it, the strictest."""
+    weights, data = (base.weights, base.data) if base else (None, None)
+    if data or recipe.data_licence:
+        data = licences.combined([data, recipe.data_licence])
+    own = licences.derived(recipe.licence, weights, f"what {recipe.at} starts from")
+    return Licensed(Licence(weights=own, data=data), weights)
 
 
 def lineage(core: Diffusion) -> Lineage:

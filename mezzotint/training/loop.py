@@ -159,7 +159,7 @@ def _loop(run: Run, done: int, stopped: threading.Event) -> Outcome:
     else:
         model = run.folder / MODEL
         _use(run, lambda network: job.save(network, model))
-        facts = (plan, job.digests, model, run.started, {"loss": loss})
+        facts = (plan, job, model, run.started, {"loss": loss})
         parallel.on_main(accelerator, lambda: attest.attest(*facts))
     return Outcome(run.folder, done, done == plan.steps, loss)
 

@@ -130,7 +130,7 @@ def write_adapter(
     their own. `words` call the adapter forth; `drawn` says how a model with it samples, where that changes.
     """
     contract = AdapterContract.of(
-        core.model.contract, "lora", words=words, licence=finish.licence(core), lineage=finish.lineage(core)
+        core.model.contract, "lora", words=words, licence=core.licensed.own, lineage=finish.lineage(core)
     )
     if drawn:
         contract = contract.model_copy(update={"guidance": drawn.guidance, "sampling": drawn.sampling})

@@ -31,6 +31,7 @@ from mezzotint.errors import InputError
 from mezzotint.families import Model, load
 from mezzotint.families.model import placed, places
 from mezzotint.families.native import AUTOENCODERS, identified
+from mezzotint.governance.licences import UNSTATED
 from mezzotint.process import Process, RectifiedFlow
 from mezzotint.text import TextEncoder
 from mezzotint.training.codecs import Found, find, read_codec
@@ -109,12 +110,13 @@ def fresh(recipe: Recipe, device: torch.device) -> Model:
     if recipe.process is None:
         raise InputError('the recipe needs a [process] table: prediction = "flow" and [process.schedule] kind = ...')
     process = Process.from_dict(recipe.process)
-    codec = Codec(Pixels(PixelsConfig(recipe.data.channels)))
+    codec, licence = Codec(Pixels(PixelsConfig(recipe.data.channels))), Licence(weights=UNSTATED)
     if recipe.codec and recipe.codec.path:
-        codec, where = read_codec(Path(recipe.codec.path))
+        given = find(Path(recipe.codec.path))
+        codec, licence = given.codec, given.licence
         if codec.pixel_channels != recipe.data.channels:
             raise InputError(
-                f"data.channels is {recipe.data.channels}, the codec {where} reads {codec.pixel_channels}."
+                f"data.channels is {recipe.data.channels}, the codec {given.at} reads {codec.pixel_channels}."
             )
     text = encoder(recipe)
     names = tuple(recipe.classes.names or ()) if recipe.classes else ()
@@ -131,7 +133,7 @@ def fresh(recipe: Recipe, device: torch.device) -> Model:
         sampling=SamplingFacts(
             sampler="flow_euler" if isinstance(process.schedule, RectifiedFlow) else "ddim", steps=20
         ),
-        licence=Licence(weights="unknown"),
+        licence=licence,
     )
     return placed(Model(contract, network.eval().requires_grad_(False), codec, text), device, offload=True)
 

@@ -251,6 +251,7 @@ class Lineage(Section):
     write: bool = True  # model/lineage: attestation, signature, bill of materials, events
     certificates: str = ""  # a folder of `mezzotint certs`; the user's own, made at first use, where left out
     server: str = ""  # address of an OpenLineage server that the events are posted to, too
+    mlflow: str = ""  # address of an MLflow store that gets the run and a version of its model, too
 
 
 class Recipe(Section):

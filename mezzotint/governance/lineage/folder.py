@@ -21,10 +21,11 @@ from mezzotint.governance.lineage.trained import FOLDER, Trained, digests
 FACTS, DATA, ATTESTATION, SIGNATURE = "facts.json", "dataset.json", "attestation.json", "model.sig"
 BOM, EVENTS, ATLAS, ROOT, SIGNER = "mlbom.cdx.json", "openlineage.ndjson", "atlas.json", "root.pem", "signer.pem"
 CONTRACT = "contract.json"
+DOCUMENTS = (FACTS, DATA, BOM, EVENTS, ATLAS, SIGNATURE, SIGNER)  # that the attestation names by their digests
 
 
-def written(model: Path, facts: Trained, certificates: Path | None = None, server: str = "") -> Path:
-    """Write model/lineage and return it; with `server` the events are posted to that OpenLineage address, too.
+def written(model: Path, facts: Trained, certificates: Path | None = None) -> str:
+    """Write model/lineage and return the digest of the model, which is one of all its files.
 
     `certificates` is a folder of `mezzotint certs`; this user's own, made at first use, where left out. InputError
     where something is missing or cannot be written; the model itself is never touched.
@@ -33,27 +34,26 @@ def written(model: Path, facts: Trained, certificates: Path | None = None, serve
     at = certs.ready(certificates)
     signer = certs.signer(at, "models")
     subjects = digests(model)
-    made = files.sha256_json(subjects)  # one digest of the whole
-    found = events.events(facts, made)
+    made = files.sha256_json(subjects)
     scratch = Path(tempfile.mkdtemp(prefix=f".{FOLDER}.", dir=model))
     try:
-        files.write_json(scratch / FACTS, asdict(facts))
+        files.write_json(scratch / FACTS, {**asdict(facts), "data": {"digest": facts.data["digest"]}})
         files.write_json(scratch / DATA, dict(facts.data))
-        files.write_json(scratch / ATTESTATION, statement.sealed(statement.statement(facts, subjects), signer))
         files.write_json(scratch / BOM, bom.bom(facts, subjects))
-        files.write_text(scratch / EVENTS, events.lines(found))
+        files.write_text(scratch / EVENTS, events.lines(events.events(facts, made)))
         files.write_json(scratch / ATLAS, atlas.entities(facts, made))
         files.write_bytes(scratch / ROOT, (at / ROOT).read_bytes())
-        files.write_bytes(scratch / SIGNER, signer.chain)
+        files.write_bytes(scratch / SIGNER, signature.first(signer.chain))
         signature.sign(model, scratch / SIGNATURE, at)
+        documents = {name: files.sha256_file(scratch / name) for name in DOCUMENTS}
+        content = statement.statement(facts, subjects, documents)
+        files.write_json(scratch / ATTESTATION, statement.sealed(content, signer))
         shutil.rmtree(model / FOLDER, ignore_errors=True)
         scratch.chmod(0o755)
         scratch.rename(model / FOLDER)
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
-    if server:
-        events.send(found, server)
-    return model / FOLDER
+    return made
 
 
 def checked(model: Path, root: Path | None = None) -> list[Hop]:
@@ -86,8 +86,9 @@ def checked(model: Path, root: Path | None = None) -> list[Hop]:
         content = statement.opened(_json(at / ATTESTATION), (at / SIGNER).read_bytes(), trusted.read_bytes())
         told = {each["name"]: each["digest"]["sha256"] for each in content["subject"]}
         _same("the attestation", told, digests(model))
-        _same("facts.json", _json(at / FACTS)["recipe"], _parameters(content)["recipe"])
-        return f"names every file with its digest, signed {whose}", {"facts": _times(content)}
+        documents = {name: files.sha256_file(at / name) for name in DOCUMENTS}
+        _same("the attestation", _byproducts(content), documents)
+        return f"names every file and document with its digest, signed {whose}", {"facts": _times(content)}
 
     def data() -> tuple[str, dict[str, Any]]:
         content = _json(at / DATA)
@@ -146,8 +147,9 @@ def _payload(at: Path) -> dict[str, Any]:
     return json.loads(base64.b64decode(_json(at / ATTESTATION)["payload"]))
 
 
-def _parameters(content: Mapping[str, Any]) -> Any:
-    return content["predicate"]["buildDefinition"]["externalParameters"]
+def _byproducts(content: Mapping[str, Any]) -> dict[str, str]:
+    found = content["predicate"]["runDetails"]["byproducts"]
+    return {each["name"]: each["digest"]["sha256"] for each in found if "digest" in each}
 
 
 def _materials(at: Path) -> dict[str, str]:

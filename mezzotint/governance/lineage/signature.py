@@ -18,7 +18,7 @@ def sign(model: Path, out: Path, certificates: Path) -> Path:
 
     with tempfile.TemporaryDirectory() as scratch:
         leaf = Path(scratch) / "leaf.pem"
-        leaf.write_bytes(first(certificates / "models.pem"))
+        leaf.write_bytes(first((certificates / "models.pem").read_bytes()))
         config = model_signing.signing.Config().use_certificate_signer(
             private_key=certificates / "models.key", signing_certificate=leaf,
             certificate_chain=[certificates / "root.pem"],
@@ -40,10 +40,10 @@ def verify(model: Path, signature: Path, root: Path) -> None:
         raise InputError(f"the signature {signature.name} does not hold: {says}") from error
 
 
-def first(chain: Path) -> bytes:
+def first(chain: bytes) -> bytes:
     """The first certificate of a chain."""
     end = b"-----END CERTIFICATE-----\n"
-    return chain.read_bytes().partition(end)[0] + end
+    return chain.partition(end)[0] + end
 
 
 def _hashing(signature: Path) -> Any:

@@ -15,8 +15,8 @@ STATEMENT, PROVENANCE = "https://in-toto.io/Statement/v1", "https://slsa.dev/pro
 MEDIA, BUILD = "application/vnd.in-toto+json", "urn:mezzotint:training:v1"
 
 
-def statement(facts: Trained, subjects: Mapping[str, str]) -> dict[str, Any]:
-    """What was made (files by name and digest), of what, how and when."""
+def statement(facts: Trained, subjects: Mapping[str, str], documents: Mapping[str, str]) -> dict[str, Any]:
+    """What was made (files by name and digest), of what, how and when, and which documents say more of it."""
     materials = [_material("dataset", facts.data["digest"], {"licence": facts.data_licence or "not stated"})]
     if facts.base:
         materials.append(_material("base weights", facts.base, {"licence": facts.base_licence or "not stated"}))
@@ -37,7 +37,10 @@ def statement(facts: Trained, subjects: Mapping[str, str]) -> dict[str, Any]:
             "runDetails": {
                 "builder": {"id": BUILD, "version": {"mezzotint": facts.software.get("mezzotint", "unknown")}},
                 "metadata": {"startedOn": facts.started, "finishedOn": facts.ended},
-                "byproducts": [{"name": "measures", "annotations": dict(facts.measures)}],
+                "byproducts": [
+                    {"name": "measures", "annotations": dict(facts.measures)},
+                    *({"name": name, "digest": {"sha256": digest}} for name, digest in documents.items()),
+                ],
             },
         },
     }

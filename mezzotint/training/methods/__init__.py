@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     import torch
     from PIL.Image import Image
 
+    from mezzotint.training.finish import Licensed
+
 # recipe name -> file, class
 METHODS = {
     "full": ("full", "Full"),
@@ -53,6 +55,7 @@ class Method(Protocol):
     trained: dict[str, nn.Module]  # what trains, each under an optimiser of its own
     rates: dict[str, float]  # learning rate against the recipe's, by dotted prefix of "<trained name>.<parameter>"
     averaged: str  # the trained part whose average is validated, previewed and saved
+    licensed: Licensed  # what comes out, and what it is made from
     digests: dict[str, str]  # what a resumed run must find unchanged: data, codec, text
 
     def draw(self, step: int) -> Batch:

@@ -51,7 +51,7 @@ class Control:
             self.model.codec.autoencoder.to(place.device)
         self.trained: dict[str, nn.Module] = {"network": network}
         self.rates = {"network": 1.0}
-        self.digests = dict(self.core.digests)
+        self.digests, self.licensed = dict(self.core.digests), self.core.licensed
         if self.plan.start:
             self.digests["start"] = tensors_digest(self.control.state_dict())
 
@@ -83,7 +83,7 @@ class Control:
     def save(self, network: nn.Module, folder: Path) -> None:
         """The folder of a control network with its contract; it opens with --control."""
         contract = AdapterContract.of(
-            self.model.contract, "control", licence=finish.licence(self.core), lineage=finish.lineage(self.core)
+            self.model.contract, "control", licence=self.licensed.own, lineage=finish.lineage(self.core)
         )
         save_control(_divided(network)[1], contract, folder, self.plan.condition)
 

@@ -57,6 +57,7 @@ class DreamBooth:
             warnings.warn(f"{recipe.data.folder} has {count} images; a subject takes {FEW} to {MANY}", stacklevel=2)
         self.inner: Method = Lora(recipe, place, self.core) if recipe.lora else Full(recipe, place, self.core)
         self.trained, self.rates, self.averaged = self.inner.trained, self.inner.rates, self.inner.averaged
+        self.licensed = self.core.licensed
         self.digests = self.core.digests | ({"class images": self.prior.digests["data"]} if self.prior else {})
 
     def draw(self, step: int) -> Batch:

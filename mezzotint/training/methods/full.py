@@ -28,7 +28,7 @@ class Full:
         self.core = core or Diffusion(recipe, place, parts.model(recipe, place.device))
         self.trained: dict[str, nn.Module] = {"backbone": parts.trainable(self.core.model.backbone, place.device)}
         self.rates = {"backbone": 1.0}
-        self.digests = self.core.digests
+        self.digests, self.licensed = self.core.digests, self.core.licensed
 
     def draw(self, step: int) -> Batch:
         """The batch of a step."""

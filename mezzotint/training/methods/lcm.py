@@ -59,7 +59,8 @@ class Consistency:
         self.guided = not (facts.distilled or facts.embedded) and (self.low, self.high) != (1.0, 1.0)
         student = self._student(model)  # refuses targets before any work is done
         self.core = Diffusion(recipe, place, model)
-        self.digests, self.process = self.core.digests, model.process
+        self.digests, self.licensed = self.core.digests, self.core.licensed
+        self.process = model.process
         self.patch = int(getattr(model.backbone.config, "patch_size", 1))
         cell = model.codec.factor * self.patch
         sizes = {(width // cell) * (height // cell) for width, height in self.core.sizes}

@@ -29,7 +29,7 @@ class Lora:
         self.core = core or Diffusion(recipe, place, model, text_trains=bool(self.plan.text_targets))
         self.trained: dict[str, nn.Module] = {"network": network.to(place.device)}
         self.rates = lowrank.rates("network", self.plan)
-        self.digests = self.core.digests
+        self.digests, self.licensed = self.core.digests, self.core.licensed
 
     def draw(self, step: int) -> Batch:
         """The batch of a step."""

@@ -12,7 +12,7 @@ from mezzotint import images
 from mezzotint.codec import Codec, LatentSpace
 from mezzotint.codec.patch_pca import PatchPCA, PatchPCAConfig, principal_components
 from mezzotint.data import folder
-from mezzotint.training import audit, draws
+from mezzotint.training import audit, draws, finish
 from mezzotint.training.codecs import write_codec
 from mezzotint.training.methods import Batch, Place
 from mezzotint.training.recipe import Recipe
@@ -32,6 +32,7 @@ class PatchPCAFit:
         audit.before(recipe, place)
         self.images = folder.read(Path(data.folder), data.size, data.channels)
         self.held_out = folder.read(Path(data.validation), data.size, data.channels) if data.validation else None
+        self.licensed = finish.licensed(recipe, None)
         self.digests = {"data": self.images.manifest.digest}
         plan = recipe.patch_pca
         config = PatchPCAConfig.from_config({"pixel_channels": data.channels, **(plan.model_dump() if plan else {})})
@@ -82,5 +83,6 @@ class PatchPCAFit:
         z = torch.cat([network.encode(self.images.pixels(i).to(self.place.device)) for i in pieces])  # (N, C, h, w)
         shift, deviation = z.mean((0, 2, 3)).tolist(), z.std((0, 2, 3)).clamp_min(1e-6).tolist()
         space = LatentSpace(tuple(1 / d for d in deviation), tuple(shift))
-        facts = {"dataset": self.digests["data"], "licence": self.recipe.licence or "unknown"}
+        own = self.licensed.own
+        facts = {"dataset": self.digests["data"], "licence": own.weights, "data_licence": own.data}
         write_codec(Codec(network.cpu(), space), folder, facts)

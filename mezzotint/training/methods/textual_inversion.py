@@ -47,7 +47,7 @@ class TextualInversion:
         self.trained: dict[str, nn.Module] = {"network": Steered(backbone, text).to(place.device)}
         self.rates = {"network": 1.0}
         self.decay = {"network": 0.0}
-        self.digests = self.core.digests
+        self.digests, self.licensed = self.core.digests, self.core.licensed
 
     def draw(self, step: int) -> Batch:
         """The batch of a step."""
@@ -75,7 +75,7 @@ class TextualInversion:
         assert isinstance(network, Steered)
         vectors = {name: table.rows.detach() for name, table in rows(network.text).items()}
         contract = AdapterContract.of(
-            self.core.model.contract, "embedding", words=[self.plan.word], licence=finish.licence(self.core),
+            self.core.model.contract, "embedding", words=[self.plan.word], licence=self.licensed.own,
             lineage=finish.lineage(self.core),
         )  # fmt: skip
         folder.mkdir(parents=True, exist_ok=True)

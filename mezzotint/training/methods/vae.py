@@ -69,6 +69,7 @@ class Vae:
         data, plan = recipe.data, recipe.vae
         trained, self.start = parts.autoencoder(recipe)
         self.network = network = cast(Any, trained)
+        self.licensed = finish.licensed(recipe, self.start and self.start.licence)
         self.latent_channels, self.factor = int(network.latent_channels), int(network.factor)
         self.encodes = self.start is None or plan.trains == "all"  # whether what latents mean is learned too
         if data.size[0] % self.factor or data.size[1] % self.factor:
@@ -172,11 +173,10 @@ class Vae:
 
         Where the decoder trained alone, the folder says whose latents it decodes.
         """
-        autoencoder, recipe, start = cast(Any, network).network, self.recipe, self.start
+        autoencoder, start = cast(Any, network).network, self.start
         facts = {
-            "licence": recipe.licence or (start.licence.weights if start else codecs.UNKNOWN),
-            "data_licence": recipe.data_licence or (start.licence.data if start else None),
-            "dataset": self.digests["data"], "recipe": finish.digest(recipe), "code": finish.version(),
+            "licence": self.licensed.own.weights, "data_licence": self.licensed.own.data,
+            "dataset": self.digests["data"], "recipe": finish.digest(self.recipe), "code": finish.version(),
         }  # fmt: skip
         if start is None:
             codec = Codec(autoencoder, self._whitened(autoencoder))
