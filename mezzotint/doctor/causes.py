@@ -27,15 +27,18 @@ LESS = ("fit.*", "guidance.*", "text.labels", "text.encoder", "text.captions", "
 
 MISHEARD = ("guidance.*", "fit.*", "weights.damaged")
 
-MOVED = ("objective", "schedule.*", "latent.*", "text.*", "guidance.*", "sampler.*", "fit.under", "fit.collapsed",
-         "fit.over")  # fmt: skip
+# not latent.codec, for which a network must denoise what it draws itself
+MOVED = ("objective", "schedule.*", "latent.scale", "latent.shift", "latent.order", "text.*", "guidance.*", "sampler.*",
+         "fit.under", "fit.collapsed", "fit.over")  # fmt: skip
 
 CAUSES: dict[str, Cause] = {
     # what the files claim of the process
     "objective": Cause("the network answers with another objective than its files say", ("schedule.*", *DENOISING)),
-    "schedule.levels": Cause("trained on other noise levels than its files say", DENOISING),
+    "schedule.levels": Cause("trained on other noise levels than its files say", ("schedule.start", *DENOISING)),
     "schedule.clock": Cause("the network's clock has another scale", DENOISING),
-    "schedule.terminal": Cause("terminal noise is claimed otherwise than it was trained", ("sampler.*", "fit.*")),
+    "schedule.terminal": Cause(
+        "terminal noise is claimed otherwise than it was trained", ("schedule.start", "sampler.*", "fit.*")
+    ),
     "schedule.shift": Cause(
         "the levels of a path do not fit this model or its size", ("sampler.steps", "fit.collapsed")
     ),
@@ -65,7 +68,10 @@ CAUSES: dict[str, Cause] = {
     # guidance
     "guidance.strong": Cause("guidance is so strong that pictures saturate", ("fit.*",)),
     "guidance.missing": Cause("a model that was trained for guidance is drawn without it"),
-    "guidance.distilled": Cause("guidance on a model into which guidance was distilled", ("guidance.strong", "fit.*")),
+    "guidance.distilled": Cause(
+        "guidance on a model into which guidance was distilled",
+        ("guidance.strong", "fit.under", "fit.over", "fit.collapsed", "fit.memorised"),
+    ),
     "guidance.untrained": Cause("guidance compares with a branch that was never trained", ("guidance.strong", "fit.*")),
     # adapters
     "adapter.keys": Cause("keys of the adapter match nothing in the model", ("adapter.*", "speed.*", "fit.*")),
@@ -142,10 +148,11 @@ def ranked(findings: Iterable[Finding]) -> tuple[tuple[Finding, ...], dict[str, 
     graver come first, then the stronger; behind them what follows, and notes last.
     """
     every = sorted(findings, key=lambda found: (GRADES.index(found.grade), -found.strength))
+    gravest = {found.cause: found for found in reversed(every)}  # of those that name one cause
     follows: dict[str, str] = {}
     # from the weakest on, what is certain last: of two that explain each other the stronger stays, or the certain one
-    for found in sorted(reversed(every), key=_certain):
-        for other in every:
+    for found in sorted((each for each in reversed(every) if gravest[each.cause] is each), key=_certain):
+        for other in gravest.values():
             graver = _certain(other) or GRADES.index(other.grade) <= GRADES.index(found.grade)
             if other is not found and graver and brings(other.cause, found.cause) and other.cause not in follows:
                 follows.setdefault(found.cause, other.cause)

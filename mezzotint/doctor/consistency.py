@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -11,7 +11,7 @@ from torch import Tensor
 from mezzotint.conditioning import Conditioning
 from mezzotint.doctor import readings, steerings, trials
 from mezzotint.doctor.case import Case
-from mezzotint.doctor.readings import MIDDLE, RATIOS, ROUNDS, Answer
+from mezzotint.doctor.readings import MIDDLE, RATIOS, ROUNDS, Answer, Reading
 from mezzotint.doctor.statistics import Mean, ratio
 from mezzotint.process import prediction
 
@@ -91,6 +91,14 @@ def told(case: Case) -> Mean:
     return case.once("told", lambda: surely(HEARD, asked))
 
 
+def told_by(case: Case, reading: Reading) -> Mean:
+    """The same under another way to read the encoder."""
+    rows = steerings.mismatched(steerings.wishes(case))
+    other = reading.named(steerings.ANOTHER, steering=reading.steering.map(lambda tensor: tensor[rows]))
+    own, asked = (readings.raw_of(case, each, MIDDLE, len(reading.latents)) for each in (reading, other))
+    return ratio(*_right(reading, case.noise, own, asked))
+
+
 def weight(case: Case) -> Mean:
     """The multiple a of (conditional - unconditional) that fits the truth best: about 1 where guidance is not built in.
 
@@ -114,8 +122,11 @@ def misheard(case: Case) -> bool:
 def guided(case: Case) -> bool:
     """Whether guidance is built in: what a caption changes is right in part, and too large by the scale of it.
 
-    Where an image's own caption is no better than another one, what is right in part is what all captions share.
+    Where an image's own caption is no better than another one, what is right in part is what all captions share. An
+    adapter that acts too weakly for its captions looks the same, so that models with one are not judged.
     """
+    if case.lora:
+        return False
     fit = weight(case)
     own = trials.own(case).at(MIDDLE).gain(steerings.swapped(case))
     differ = len(set(steerings.wishes(case))) > 1
@@ -158,11 +169,15 @@ def surely(bound: float, asked: Callable[[int], tuple[Tensor, Tensor]]) -> Mean:
 def changed(case: Case, name: str, steering: Conditioning, draw: int = 0) -> tuple[Tensor, Tensor]:
     """(N,) <target - o, c - o> and |c - o|^2 over the middle ratios: c the output as steered, o steered otherwise."""
     claim, asked = steerings.steered(case, name, steering, draw)
-    n, noise = len(claim.latents), case.noises(draw)
     own = steerings.steered(case, steerings.OWN, case.steering, draw)[1] if draw else trials.answers(case)[1:-1]
+    return _right(claim, case.noises(draw), own, asked)
+
+
+def _right(reading: Reading, noise: Tensor, own: Sequence[Answer], asked: Sequence[Answer]) -> tuple[Tensor, Tensor]:
+    n = len(reading.latents)
     above, below = torch.zeros(n), torch.zeros(n)
     for (level, _, c), (_, _, o) in zip(own, asked, strict=True):
-        target = prediction.target(claim.process.prediction, claim.latents, noise[:n], level)
+        target = prediction.target(reading.process.prediction, reading.latents, noise[:n], level)
         above += ((target - o) * (c - o)).flatten(1).sum(1)
         below += ((c - o) ** 2).flatten(1).sum(1)
     return above, below

@@ -106,6 +106,7 @@ def _branches(case: Case, measures: list[Measure]) -> list[Finding]:
                     "Draw at guidance 1, or train on with a share of captions (labels) dropped.",
                     f"mezzotint generate PROMPT --model {case.path} --guidance 1",
                     strength=max(1.0, worse.value / UNTRAINED), measures=tuple(measures[-3:]),
+                    also=("text.encoder",) if ignorant and case.model.text is not None else (),
                 )
             )  # fmt: skip
     return findings

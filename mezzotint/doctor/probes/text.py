@@ -66,6 +66,8 @@ def examine(case: Case) -> Checked:
     elif not ignored and best is None and trials.explanation(case) is None:
         if fit.low > WEAK and not built_in(case):
             findings.append(_weak(fit, measures))
+        elif _hardly(case, mine):
+            pass  # whatever it hears changes its answers by chance
         elif misheard(case, middle, other, none) or (
             fit.low < HEARD and not built_in(case) and relabelling.exchanged(case, words)
         ):
@@ -74,6 +76,11 @@ def examine(case: Case) -> Checked:
             findings.append(_unheard(case, change, measures))
     plot = curves([middle, other, none], "error of the clean image by caption")
     return Checked(tuple(findings), tuple(measures), (plot,))
+
+
+def _hardly(case: Case, mine: Score) -> bool:
+    """Whether a network that captions steer has learned less than a linear filter knows."""
+    return case.model.text is not None and trials.learned(case, mine).low > 0
 
 
 def _ignored(case: Case, change: float, faint: Mean, measures: list[Measure]) -> Finding:
@@ -177,6 +184,11 @@ def _readings(case: Case, middle: Score, none: Score, measures: list[Measure], f
     if gain.value < LITTLE and consistency.optimum(case).high < consistency.REST:
         return None  # in a network that answers too much whatever makes it answer less is better
     way = ways[best.reading.name]
+    fit = consistency.told_by(case, best.reading)
+    measures.append(measured("share of what another caption changes that is right, read so", fit, f"above {HEARD:g}"))
+    if fit.high < HEARD or fit.low > WEAK:  # less wrong is not right
+        findings.append(_less_wrong(best.reading.name, way.cause, gain, fit, measures))
+        return best
     rivals = {ways[s.reading.name].cause for s in scores[1:] if s.gain(middle).value > 0.8 * gain.value}
     findings.append(
         Finding(
@@ -188,6 +200,15 @@ def _readings(case: Case, middle: Score, none: Score, measures: list[Measure], f
         )
     )  # fmt: skip
     return best
+
+
+def _less_wrong(name: str, cause: str, gain: Mean, fit: Mean, measures: list[Measure]) -> Finding:
+    return Finding(
+        "text.encoder", "harmful",
+        f"captions read with {name} help the network more than as the files say (gain {gain.value:.2f}), and even so"
+        f" what they change fits the images best at {fit.value:.2g} times its size ({fit.low:.2g} to {fit.high:.2g})",
+        TRAINED_WITH, strength=1 + gain.value / BETTER, measures=tuple(measures[-2:]), also=(cause,),
+    )  # fmt: skip
 
 
 def _misheard(case: Case, words: list[str], middle: Score, none: Score, fit: Mean, measures: list[Measure]) -> Finding:

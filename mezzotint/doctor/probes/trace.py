@@ -88,8 +88,8 @@ def diverged(run: Run) -> Finding | None:
     if len(loss) < 4:
         return None
     best, last = min(value for _, value in loss), loss[-1][1]
-    scatter = _scatter(loss)
-    if best <= 0 or last < WORSE * best or last - best < 4 * scatter:
+    # as a ratio: a loss that left its course scatters as it is high
+    if best <= 0 or last < WORSE * best or math.log(last / best) < 4 * _scatter([(s, math.log(v)) for s, v in loss]):
         return None
     at = next(step for step, value in loss if value == best)
     says = (
