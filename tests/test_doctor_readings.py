@@ -16,7 +16,7 @@ from mezzotint.doctor import consistency, readings, relabelling, statistics, tri
 from mezzotint.doctor.case import Case
 from mezzotint.doctor.causes import CAUSES, brings, ranked
 from mezzotint.doctor.diagnose import diagnose
-from mezzotint.doctor.finding import Diagnosis, Finding
+from mezzotint.doctor.finding import Diagnosis, Finding, Grade
 from mezzotint.process import Discrete, Prediction, Process, RectifiedFlow
 
 PROCESSES = {"flow": FLOW, "epsilon": EPSILON, "velocity": VELOCITY, "clean": CLEAN, "zero": ZERO}
@@ -315,6 +315,26 @@ def test_what_is_certain_explains_what_is_graver() -> None:
     assert [each.cause for each in ranked([copied, strong])[0]] == ["fit.memorised", "guidance.strong"]
     scale = Finding("latent.scale", "broken", "", "")  # another reading makes it good: no loss in the weights
     assert [each.cause for each in ranked([scale, tied])[0]] == ["latent.scale", "weights.tied"]
+
+
+def test_what_a_cause_explains_stands_behind_it_however_strong() -> None:
+    def found(cause: str, grade: Grade, strength: float) -> Finding:
+        return Finding(cause, grade, "", "", strength=strength)
+
+    def first(*every: Finding) -> list[str]:
+        order, follows = ranked(every)
+        return [each.cause for each in order if each.cause not in follows]
+
+    damaged, milder = found("weights.damaged", "broken", 29.0), found("weights.damaged", "harmful", 28.0)
+    labels = found("text.labels", "broken", 5.0)
+    assert first(milder, labels, damaged) == ["weights.damaged"] * 2  # a milder one of its cause does not follow
+    assert first(found("schedule.start", "harmful", 195.0), found("schedule.levels", "harmful", 6.6)) == [
+        "schedule.levels"
+    ]
+    assert first(damaged, found("latent.codec", "broken", 1.2)) == ["latent.codec"]
+    assert first(found("fit.forgotten", "harmful", 2.1), found("guidance.distilled", "harmful", 3.0)) == [
+        "fit.forgotten"
+    ]
 
 
 def test_every_cause_that_is_said_to_follow_exists() -> None:

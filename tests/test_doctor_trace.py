@@ -158,6 +158,12 @@ def test_a_loss_that_rises_or_is_not_finite_has_diverged(tmp_path: Path) -> None
     assert found.cause == "run.diverged" and found.grade == "broken" and "from step 300 on" in found.says
 
 
+def test_a_loss_that_scatters_as_it_is_high_has_diverged(tmp_path: Path) -> None:
+    luck = torch.rand(18, generator=torch.Generator().manual_seed(0))
+    records = [{"step": 50 * i, "loss": 0.5 * (1 if i < 7 else float(8 + 8 * luck[i]))} for i in range(18)]
+    assert only(examine(run(tmp_path / "run", records))).cause == "run.diverged"
+
+
 def test_luck_of_single_records_is_no_divergence(tmp_path: Path) -> None:
     noise = torch.rand(STEPS, generator=torch.Generator().manual_seed(0))
     records = [{"step": i, "loss": 0.2 + float(noise[i])} for i in range(STEPS)]
