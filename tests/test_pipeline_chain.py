@@ -201,9 +201,20 @@ def test_a_compressed_copy_is_found_by_its_watermark(tmp_path: Path, monkeypatch
 
 def test_a_foreign_signature_is_not_taken_for_ours(house: House, tmp_path: Path) -> None:
     other = certificates.init(tmp_path / "other", "Mallory")
-    chain = house.walk(root=other / "root.pem")
+    chain = house.walk(roots=(other / "root.pem",))
     assert "nobody here vouches for" in by_name(chain)["credentials of the picture"].says
     assert not chain.holds and by_name(chain)["signature of the model"].holds is False
+
+
+def test_several_roots_may_be_trusted_at_once(house: House, tmp_path: Path) -> None:
+    other, facts = certificates.init(tmp_path / "other", "Acme"), house.model / "lineage"
+    told = {**json.loads((facts / "facts.json").read_text()), "data": json.loads((facts / "dataset.json").read_text())}
+    lineage.written(house.model, Trained(**told), other)  # the model signed by one, the picture by another
+    own = house.root / "home" / "certificates" / "root.pem"
+    names = ("credentials of the picture", "signature of the model")
+    assert [by_name(house.walk())[name].holds for name in names] == [True, None]
+    assert [by_name(house.walk(roots=(own,)))[name].holds for name in names] == [True, False]
+    assert [by_name(house.walk(roots=(own, other / "root.pem")))[name].holds for name in names] == [True, True]
 
 
 def test_what_is_not_here_is_said_and_not_held_against_it(house: House, tmp_path: Path) -> None:

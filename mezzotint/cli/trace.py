@@ -36,8 +36,8 @@ class Options:
     """An adapter that took part, where it is not at its old place; may be given several times."""
     data: tyro.conf.UseAppendAction[tuple[Path, ...]] = ()
     """A folder of training images that is not at its old place; may be given several times."""
-    root: Path | None = None
-    """The root certificate to trust; your own where left out."""
+    root: tyro.conf.UseAppendAction[tuple[Path, ...]] = ()
+    """A root certificate to trust; your own where left out; may be given several times."""
     log: Path | None = None
     """The audit log; your own where left out."""
     key: Path | None = None

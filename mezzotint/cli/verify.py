@@ -42,8 +42,8 @@ class Options:
     """An adapter that took part, where it is not at its old place; may be given several times."""
     data: tyro.conf.UseAppendAction[tuple[Path, ...]] = ()
     """A folder of training images that is not at its old place; may be given several times."""
-    root: Path | None = None
-    """The root certificate to trust; your own where left out."""
+    root: tyro.conf.UseAppendAction[tuple[Path, ...]] = ()
+    """A root certificate to trust; your own where left out; may be given several times."""
     log: Path | None = None
     """The audit log; your own where left out."""
     key: Path | None = None
@@ -70,7 +70,9 @@ def walked(file: Path, options: Any) -> Chain:
 
     if not file.exists():
         raise InputError(f"no such file or folder: {file}")
-    places = Places(options.model, tuple(options.lora), tuple(options.data), options.root, options.log, options.key)
+    places = Places(
+        options.model, tuple(options.lora), tuple(options.data), tuple(options.root), options.log, options.key
+    )
     if file.is_dir():
         found = chains.of_model(Chain(file, record={"model": str(file)}), file, places)
         return found

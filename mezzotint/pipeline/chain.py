@@ -66,10 +66,13 @@ def of_model(chain: Chain, model: Path, places: Places, depth: int = 0) -> Chain
 
 def vouched(model: Path, places: Places) -> Path | None:
     """The root to hold a model's signature to: the one that was named, or this user's own where he signed it."""
-    own, theirs = trusted(places), model / lineage.FOLDER / "root.pem"
-    if places.root is None and own is not None and theirs.is_file() and own.read_bytes() != theirs.read_bytes():
-        return None  # somebody else's model: whole or not, and by whom nobody here knows
-    return own
+    theirs = model / lineage.FOLDER / "root.pem"
+    known = theirs.read_bytes() if theirs.is_file() else b""
+    roots = trusted(places)
+    same = next((root for root in roots if root.read_bytes() == known), None)
+    if same is not None or not roots or (known and not places.roots):
+        return same  # None for somebody else's model: whole or not, and by whom nobody here knows
+    return roots[0]
 
 
 def data_hops(data: Mapping[str, Any], licence: str | None, given: Sequence[Path]) -> list[Hop]:

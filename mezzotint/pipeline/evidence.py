@@ -44,8 +44,8 @@ def opened(path: Path) -> tuple[bytes, Image | None, str]:
 
 def told(chain: Chain, data: bytes, media: str, picture: Image | None, places: Places) -> Row | None:
     """The file's own word and the log's, and whether they agree; the log's row where there is one."""
-    root = trusted(places)
-    found: Credentials = credentials.read(data, media, root.read_bytes() if root else None)
+    roots = trusted(places)
+    found: Credentials = credentials.read(data, media, b"".join(root.read_bytes() for root in roots) if roots else None)
     says, holds = {
         "trusted": (f"signed by {found.signer}", True),
         "unknown signer": (f"signed by {found.signer}, whom nobody here vouches for", None),

@@ -19,7 +19,7 @@ class Places:
     model: Path | None = None
     adapters: tuple[Path, ...] = ()
     data: tuple[Path, ...] = ()
-    root: Path | None = None  # certificate to trust
+    roots: tuple[Path, ...] = ()  # certificates to trust
     log: Path | None = None
     key: Path | None = None  # of the watermark
 
@@ -38,11 +38,10 @@ class Chain:
         return self.record is not None and not any(hop.holds is False for hop in self.hops)
 
 
-def trusted(places: Places) -> Path | None:
-    """The root certificate to trust: the one given, else this user's own where there is one."""
-    if places.root is not None:
-        if not places.root.is_file():
-            raise InputError(f"no such certificate: {places.root}")
-        return places.root
+def trusted(places: Places) -> tuple[Path, ...]:
+    """The root certificates to trust: those given, else this user's own where there is one."""
+    for root in places.roots:
+        if not root.is_file():
+            raise InputError(f"no such certificate: {root}")
     own = certificates.folder_of(None) / "root.pem"
-    return own if own.is_file() else None
+    return places.roots or ((own,) if own.is_file() else ())
