@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import contextlib
 import io
 from importlib import metadata, resources
 from pathlib import Path
@@ -32,9 +33,17 @@ def html(chain: Chain) -> str:
     template = environment.from_string(resources.files(__package__ or "").joinpath("trace.html.j2").read_text("utf-8"))
     own = None if chain.file.is_dir() else shown(chain.file, 4 * SIDE)
     return template.render(
-        chain=chain, own=own, shown=trained_on, most=MOST, request=(chain.record or {}).get("request"),
+        chain=chain, own=own, shown=trained_on, near=near, most=MOST, request=(chain.record or {}).get("request"),
         version=metadata.version("mezzotint"),
     )  # fmt: skip
+
+
+def near(place: str) -> str:
+    """A place as seen from the working folder or from home: a page goes to people who know no path of this machine."""
+    for folder, name in ((Path.cwd(), ""), (Path.home(), "~/")):
+        with contextlib.suppress(ValueError):
+            return name + Path(place).relative_to(folder).as_posix()
+    return place
 
 
 def trained_on(hop: Hop) -> list[tuple[str, str]]:
