@@ -247,6 +247,7 @@ def test_a_run_and_its_model_reach_an_mlflow_store(model: Path, tmp_path: Path) 
     assert found.inputs.dataset_inputs[0].dataset.digest == files.sha256_json(DATA)[:36]
     assert found.data.tags["mezzotint.dataset"] == files.sha256_json(DATA)
     assert found.info.end_time - found.info.start_time == 3_600_000 and found.info.status == "FINISHED"
+    assert (tmp_path / "artifacts" / run).is_dir()
     assert {Path(each.path).name for each in store.list_artifacts(run, "lineage")} >= {folder.FACTS, folder.SIGNATURE}
     versions = store.search_model_versions("name = 'cracks'")
     assert {each.version for each in versions} == {1, 2} or {each.version for each in versions} == {"1", "2"}

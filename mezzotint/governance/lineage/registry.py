@@ -47,7 +47,7 @@ def record(model: Path, facts: Trained, weights: str, history: Iterable[Mapping[
     try:
         client: Any = MlflowClient(tracking_uri=uri)
         known = client.get_experiment_by_name(EXPERIMENT)
-        experiment = known.experiment_id if known is not None else client.create_experiment(EXPERIMENT)
+        experiment = known.experiment_id if known is not None else client.create_experiment(EXPERIMENT, beside(uri))
         run = client.create_run(experiment, start_time=started, tags=tags, run_name=facts.name).info.run_id
         for at in range(0, len(params), 100):
             client.log_batch(run, params=params[at : at + 100])
@@ -62,6 +62,12 @@ def record(model: Path, facts: Trained, weights: str, history: Iterable[Mapping[
     except Exception as error:  # whatever the network, a database and the library come up with
         raise InputError(f"the MLflow store {uri} did not take the run: {' '.join(str(error).split())}") from error
     return str(run)
+
+
+def beside(uri: str) -> str | None:
+    """Where the files of runs go: beside a store that is a file, not into the working folder; None: a server knows."""
+    kind, found, file = uri.partition("sqlite:///")
+    return (Path(file).resolve().parent / "artifacts").as_uri() if found and not kind else None
 
 
 def flat(table: Mapping[str, Any], before: str = "") -> dict[str, Any]:
