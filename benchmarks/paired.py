@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from typing import TypeVar
 
 from torch import Tensor
 
+T = TypeVar("T")
 Work = Callable[[], Tensor]  # one timed piece of work; its output is what the sides are compared by
 
 
@@ -27,23 +29,30 @@ class Row:
     error: float  # max |ours - reference| / max |reference|, the worst of all rounds
 
 
+def in_turns(arms: Mapping[str, Callable[[], T]], rounds: int) -> Iterator[tuple[bool, dict[str, tuple[float, T]]]]:
+    """Every arm once a round, in turning order: whether the round counts (one is warm-up), then seconds and output."""
+    names = list(arms)
+    for turn in range(-1, rounds):
+        found: dict[str, tuple[float, T]] = {}
+        shift = max(turn, 0) % len(names)
+        for name in names[shift:] + names[:shift]:
+            start = time.perf_counter()
+            output = arms[name]()
+            found[name] = time.perf_counter() - start, output
+        yield turn >= 0, found
+
+
 def measure(case: str, arms: dict[str, Work], rounds: int) -> list[Row]:
     """Time the arms in turns; the first is the reference. One warm-up each is compared but not timed."""
     names = list(arms)
     times: dict[str, list[float]] = {name: [] for name in names}
     errors = dict.fromkeys(names, 0.0)
-    for turn in range(-1, rounds):
-        outputs: dict[str, Tensor] = {}
-        shift = max(turn, 0) % len(names)
-        for name in names[shift:] + names[:shift]:
-            start = time.perf_counter()
-            outputs[name] = arms[name]()
-            spent = time.perf_counter() - start
-            if turn >= 0:
+    for counts, found in in_turns(arms, rounds):
+        _, reference = found[names[0]]
+        for name, (spent, output) in found.items():
+            if counts:
                 times[name].append(spent)
-        reference = outputs[names[0]]
-        for name in names:
-            gap = (outputs[name] - reference).abs().max() / reference.abs().max()
+            gap = (output - reference).abs().max() / reference.abs().max()
             errors[name] = max(errors[name], gap.item())
     rows: list[Row] = []
     middle = statistics.median

@@ -11,10 +11,11 @@ from __future__ import annotations
 import argparse
 import os
 import statistics
+import sys
 import tempfile
-import time
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -22,6 +23,10 @@ import torch
 from mezzotint import Request, load
 from mezzotint.governance.policy import OFF, Log, Pictures, Policy, Signature, Watermark, read_policy
 from mezzotint.pipeline.run import Pipeline, pipeline
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from paired import in_turns
 
 LABEL = 1  # a defect of the starter's classes
 
@@ -56,21 +61,17 @@ def arms() -> dict[str, Policy]:
 
 
 def measured(pipes: Mapping[str, Pipeline], request: Request, rounds: int) -> list[Row]:
-    """Every arm once a round, in turning order, after one round that does not count; the first is compared with."""
+    """What each arm adds to the first, by rounds in turning order."""
     names = list(pipes)
     times: dict[str, list[float]] = {name: [] for name in names}
-    for turn in range(-1, rounds):
-        shift = max(turn, 0) % len(names)
-        for name in names[shift:] + names[:shift]:
-            start = time.perf_counter()
-            pipes[name].run(request)
-            if turn >= 0:
-                times[name].append(1000 * (time.perf_counter() - start) / request.count)
+    for counts, found in in_turns({name: partial(pipe.run, request) for name, pipe in pipes.items()}, rounds):
+        for name, (spent, _) in found.items() if counts else ():
+            times[name].append(1000 * spent / request.count)
     first = times[names[0]]
     rows = [Row(names[0], statistics.median(first), min(first), max(first))]
     for name in names[1:]:
-        found = [spent - bare for spent, bare in zip(times[name], first, strict=True)]
-        rows.append(Row(name, statistics.median(found), min(found), max(found)))
+        more = [spent - bare for spent, bare in zip(times[name], first, strict=True)]
+        rows.append(Row(name, statistics.median(more), min(more), max(more)))
     return rows
 
 

@@ -65,13 +65,16 @@ def of_model(chain: Chain, model: Path, places: Places, depth: int = 0) -> Chain
 
 
 def vouched(model: Path, places: Places) -> Path | None:
-    """The root to hold a model's signature to: the one that was named, or this user's own where he signed it."""
+    """The root to hold a model's signature to: of those that are trusted the one that it names, else the first named.
+
+    None for somebody else's model where none was named: whole or not, and by whom nobody here knows.
+    """
     theirs = model / lineage.FOLDER / "root.pem"
     known = theirs.read_bytes() if theirs.is_file() else b""
     roots = trusted(places)
     same = next((root for root in roots if root.read_bytes() == known), None)
     if same is not None or not roots or (known and not places.roots):
-        return same  # None for somebody else's model: whole or not, and by whom nobody here knows
+        return same
     return roots[0]
 
 

@@ -128,12 +128,12 @@ def paint_batch(
         )
         for task, picture, one in zip(batch, pictures, drawn, strict=True)
     ]  # fmt: skip
-    leaves = [leaving.asked(desk, model, request) for request in requests]
+    new = [i for i, task in enumerate(batch) if task.index not in done]
+    leaves = {i: leaving.asked(desk, model, requests[i]) for i in new}
     results = generate_batch(model, requests, step)
     painted = [
         composed(*each) for each in zip(pictures, (r.images[0] for r in results), (d.mask for d in drawn), strict=True)
     ]
-    new = [i for i, task in enumerate(batch) if task.index not in done]
     records: list[dict[str, Any] | None] = [None] * len(batch)
     for i, (verdict, told) in zip(new, looked_at(desk, [painted[i] for i in new], None), strict=True):
         asks = facts_of(gates[batch[i].target.index])

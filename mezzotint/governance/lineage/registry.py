@@ -10,6 +10,7 @@ from typing import Any
 
 from mezzotint.errors import InputError
 from mezzotint.governance.extra import need
+from mezzotint.governance.licences import UNSTATED
 from mezzotint.governance.lineage.trained import FOLDER, Trained
 
 EXPERIMENT = "mezzotint"
@@ -32,7 +33,7 @@ def record(model: Path, facts: Trained, weights: str, history: Iterable[Mapping[
     digest = str(facts.data["digest"])
     tags = {
         "mezzotint.weights": weights, "mezzotint.dataset": digest, "mezzotint.base": facts.base or "",
-        "mezzotint.licence": facts.licence, "mezzotint.data_licence": facts.data_licence or "unknown",
+        "mezzotint.licence": facts.licence, "mezzotint.data_licence": facts.data_licence or UNSTATED,
         "mlflow.source.git.commit": facts.commit or "",
     }  # fmt: skip
     started, ended = (round(1000 * datetime.fromisoformat(time).timestamp()) for time in (facts.started, facts.ended))
