@@ -97,6 +97,8 @@ def test_what_is_made_from_a_base_is_never_freer_than_it() -> None:
     assert licences.derived(None, "CC-BY-NC-4.0") == licences.derived("CC-BY-NC-4.0", None) == "CC-BY-NC-4.0"
     assert licences.derived("CC-BY-NC-SA-4.0", "MIT") == licences.derived("CC-BY-NC-SA-4.0", "unknown")
     assert licences.derived(None, None) == licences.derived(None, "unknown") == "unknown"
+    for silent in ("not stated", "MIT (code); the weights' licence is not stated in the files"):  # families' own words
+        assert licences.derived("CC-BY-4.0", silent) == "CC-BY-4.0"
     for own, base in (("MIT", "CC-BY-NC-4.0"), ("MIT", "house rules"), ("CC-BY-4.0", "FLUX Non-Commercial License")):
         with pytest.raises(InputError, match=f"licence = '{own}' is freer than '{base}', the licence of its base"):
             licences.derived(own, base)

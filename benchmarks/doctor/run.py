@@ -138,9 +138,13 @@ def asked(patient: Any) -> dict[str, Any]:
         for each in found.findings
     ]  # fmt: skip
     probes = {each.probe: round(each.seconds, 2) for each in found.outcomes}
+    measures = [
+        [each.probe, m.name, m.value, m.low, m.high, m.bound]
+        for each in found.outcomes if each.checked for m in each.checked.measures
+    ]  # fmt: skip
     why = {each.probe: each.why for each in found.outcomes if each.checked is None}
     took = {"seconds": round(time.perf_counter() - begun, 2), "cpu": round(time.process_time() - worked, 2)}
-    return {"ranked": ranked, **took, "probes": probes, "not_checked": why}
+    return {"ranked": ranked, **took, "probes": probes, "not_checked": why, "measures": measures}
 
 
 def line(record: dict[str, Any]) -> str:

@@ -35,11 +35,7 @@ class Contest:
 
     mine: Score
     others: tuple[Score, ...]
-
-    @property
-    def gain(self) -> Mean:
-        """Of the best alternative over the claim, in mean log error; below 0 where the claim is best."""
-        return self.others[0].gain(self.mine)
+    gain: Mean  # of the best alternative over the claim, in mean log error; below 0 where the claim is best
 
     @property
     def best(self) -> Reading:
@@ -49,6 +45,13 @@ class Contest:
     def lost(self) -> bool:
         """Whether the claim is clearly worse than an alternative that is right, not only less wrong."""
         return clearly(self.gain) and self.others[0].mean.value < GOOD
+
+
+def between(case: Case, mine: Score, others: Sequence[Reading], best: int = 2) -> Contest:
+    """The contest of a claim with its alternatives; what the best one gains is asked again by other noises until it is
+    sure."""
+    scores = readings.contest(case, mine, others, best)
+    return Contest(mine, scores, readings.surely(case, mine, scores[0], CLEAR, SURE))
 
 
 def clearly(gain: Mean) -> bool:
@@ -73,7 +76,7 @@ def processes(case: Case) -> Contest:
     def run() -> Contest:
         mine = own(case)
         others = [mine.reading.named(told(p), process=p) for p in readings.processes(mine.reading.process)]
-        return Contest(mine, readings.contest(case, mine, others, best=3))
+        return between(case, mine, others, best=3)
 
     return case.once("processes", run)
 
@@ -87,7 +90,7 @@ def slips(case: Case) -> tuple[Contest, list[tuple[float, float]]]:
         scores = {s: readings.score(case, slipped(mine.reading, s), some, few) for s in SLIPS}
         curve = [(s, found.mean.value) for s, found in scores.items()] + [(0.0, mine.at(some, few).mean.value)]
         best = min(scores, key=lambda s: scores[s].mean.value)
-        return Contest(mine, readings.contest(case, mine, [slipped(mine.reading, best)])), sorted(curve)
+        return between(case, mine, [slipped(mine.reading, best)]), sorted(curve)
 
     return case.once("slips", run)
 
@@ -110,7 +113,7 @@ def scales(case: Case) -> Contest:
         coarse = readings.contest(case, mine, scaled(SCALES), best=1)
         k = float(coarse[0].reading.name)
         near = [factor for factor in (k, k / 1.18, k * 1.18) if abs(math.log(factor)) > 0.1]
-        return Contest(mine, readings.contest(case, mine, scaled(near)))
+        return between(case, mine, scaled(near))
 
     return case.once("scales", run)
 
@@ -132,7 +135,7 @@ def drawn_like(case: Case) -> tuple[Contest, Tensor, Tensor] | None:
         if not bool(moved.isfinite().all()):
             return None
         trial = mine.reading.named("each channel as the network draws it", latents=moved)
-        return Contest(mine, readings.contest(case, mine, [trial])), factor, offset
+        return between(case, mine, [trial]), factor, offset
 
     return case.once("drawn like", run)
 
@@ -157,7 +160,7 @@ def shifts(case: Case) -> tuple[Contest, Tensor]:
                 break
             moved = moved + pull
         trial = claim.named("moved to the expected means", latents=claim.latents + moved.view(1, -1, 1, 1))
-        return Contest(mine, readings.contest(case, mine, [trial])), moved
+        return between(case, mine, [trial]), moved
 
     return case.once("shifts", run)
 
@@ -187,7 +190,7 @@ def orders(case: Case) -> Contest | None:
             for each in every
             if each != list(range(channels))
         ]
-        return Contest(mine, readings.contest(case, mine, others)) if others else None
+        return between(case, mine, others) if others else None
 
     return case.once("orders", run)
 

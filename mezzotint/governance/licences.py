@@ -77,10 +77,16 @@ def gate(rules: Use, licences: Mapping[str, str | None]) -> Gate:
     return Gate(not conflicts or rules.forbidden == "record", tuple(conflicts), tuple(asks))
 
 
+def stated(name: str | None) -> bool:
+    """Whether anybody said; files of some families say in a sentence that they do not."""
+    return bool(name) and name != UNSTATED and "not stated" not in name
+
+
 def combined(licences: Iterable[str | None]) -> str:
     """The licence that a work of several parts is under at least: the strictest; unknown ones win."""
-    stated = [name for name in licences if name and name != UNSTATED]
-    return max(stated, key=lambda name: terms(name).strict, default=UNSTATED)
+    named = [name for name in licences if name]
+    silent = next(iter(named), UNSTATED)  # in the words of the part that does not say
+    return max(filter(stated, named), key=lambda name: terms(name).strict, default=silent)
 
 
 def derived(own: str | None, base: str | None, of: str = "its base") -> str:
@@ -91,7 +97,7 @@ def derived(own: str | None, base: str | None, of: str = "its base") -> str:
     least = combined([base])
     if not own:
         return least
-    if least != UNSTATED and terms(own).strict < terms(least).strict:
+    if stated(least) and terms(own).strict < terms(least).strict:
         raise InputError(
             f"licence = '{own}' is freer than '{least}', the licence of {of}.\n"
             "Leave licence out, and the base's holds, or state one that allows no more."

@@ -23,7 +23,8 @@ def record(model: Path, facts: Trained, weights: str, history: Iterable[Mapping[
     """Write the run into an MLflow store (http://..., sqlite:///...) and return its id there; InputError says why not.
 
     `weights` is the digest of the model, `history` the run's metrics: plain records with a step and numbers. The
-    model's files stay where they are: its version names their folder and digest, and its lineage goes along.
+    model's files stay where they are: tags of its version name their folder and digest, and its source is the lineage
+    that went along, since a server takes no path outside its own store.
     """
     need("mlflow")
     os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
@@ -34,7 +35,7 @@ def record(model: Path, facts: Trained, weights: str, history: Iterable[Mapping[
     tags = {
         "mezzotint.weights": weights, "mezzotint.dataset": digest, "mezzotint.base": facts.base or "",
         "mezzotint.licence": facts.licence, "mezzotint.data_licence": facts.data_licence or UNSTATED,
-        "mlflow.source.git.commit": facts.commit or "",
+        "mezzotint.folder": str(model.resolve()), "mlflow.source.git.commit": facts.commit or "",
     }  # fmt: skip
     started, ended = (round(1000 * datetime.fromisoformat(time).timestamp()) for time in (facts.started, facts.ended))
     measured = [
@@ -49,7 +50,8 @@ def record(model: Path, facts: Trained, weights: str, history: Iterable[Mapping[
         client: Any = MlflowClient(tracking_uri=uri)
         known = client.get_experiment_by_name(EXPERIMENT)
         experiment = known.experiment_id if known is not None else client.create_experiment(EXPERIMENT, beside(uri))
-        run = client.create_run(experiment, start_time=started, tags=tags, run_name=facts.name).info.run_id
+        made = client.create_run(experiment, start_time=started, tags=tags, run_name=facts.name).info
+        run = made.run_id
         for at in range(0, len(params), 100):
             client.log_batch(run, params=params[at : at + 100])
         for at in range(0, len(measured), AT_ONCE):
@@ -59,7 +61,7 @@ def record(model: Path, facts: Trained, weights: str, history: Iterable[Mapping[
         client.set_terminated(run, end_time=ended)
         if not client.search_registered_models(f"name = '{facts.name}'"):
             client.create_registered_model(facts.name)
-        client.create_model_version(facts.name, str(model.resolve()), run, tags=tags)
+        client.create_model_version(facts.name, f"{made.artifact_uri}/lineage", run, tags=tags)
     except Exception as error:  # whatever the network, a database and the library come up with
         raise InputError(f"the MLflow store {uri} did not take the run: {' '.join(str(error).split())}") from error
     return str(run)
