@@ -241,6 +241,7 @@ def test_the_commands_answer_by_exit_code_lines_and_page(
     assert "0.png, 1.png" in capsys.readouterr().out
     text = page.read_text()
     assert text.count("data:image/jpeg;base64,") == 6 and "http" not in text and "<script" not in text
+    assert "guidance</td><td><code>1.0" in text and "aesthetic" not in text and "guidance_interval" not in text
     flipped("cells/2.png")(house)
     assert main(["trace", str(house.picture)]) == 1
     assert "2.png was changed" in capsys.readouterr().out

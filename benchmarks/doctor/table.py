@@ -4,7 +4,8 @@
 
 prints markdown and writes confusion.png beside the first file. A case counts as found where its true cause is the first
 finding that is graded broken or harmful. A healthy case with any such finding is a false alarm. Where a file cannot be
-opened at all the refusal counts as missed: nothing was named.
+opened at all the refusal counts as missed: nothing was named. With `--verified FILE`, what `run.py --verify` wrote of
+the same cases, the faults that change nothing that is measured there (`verify.LEAST`) are counted apart.
 """
 
 from __future__ import annotations
@@ -91,7 +92,13 @@ def quantiles(values: Sequence[float]) -> str:
     return f"median {statistics.median(values):.1f}, 90th percentile {ninth:.1f}"
 
 
-def summary(every: Sequence[Answer]) -> str:
+def idle(paths: Sequence[Path]) -> set[tuple[int, str, str]]:
+    """The cases of verified files in which nothing happens."""
+    records = [json.loads(text) for path in paths for text in path.read_text().splitlines()]
+    return {(r["seed"], r["fault"], r["model"]) for r in records if r.get("idle")}
+
+
+def summary(every: Sequence[Answer], without: set[tuple[int, str, str]]) -> str:
     faulty, healthy = [a for a in every if a.cause], [a for a in every if not a.cause]
     second = sum(a.cause in a.alarms[:2] for a in faulty)
     anywhere = sum(a.cause in (*a.alarms, *a.notes) for a in faulty)
@@ -101,8 +108,10 @@ def summary(every: Sequence[Answer]) -> str:
     for a in faulty:
         by_fault[a.fault].append(a.found)
     whole = sum(all(found) for found in by_fault.values())
+    felt = [a for a in faulty if (a.seed, a.fault, a.model) not in without]
     rows = [
         ("true cause first", share(sum(a.found for a in faulty), len(faulty))),
+        *[("the same, of faults that change something", share(sum(a.found for a in felt), len(felt)))] * bool(without),
         ("true cause first, or not told apart from the first", share(apart, len(faulty))),
         ("true cause among the first two", share(second, len(faulty))),
         ("true cause named at all, also as a note", share(anywhere, len(faulty))),
@@ -195,12 +204,14 @@ def plot(every: Sequence[Answer], path: Path) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("results", type=Path, nargs="+")
+    parser.add_argument("--verified", type=Path, nargs="*", default=[], help="what run.py --verify wrote")
     parser.add_argument("--plot", type=Path, help="instead of confusion.png beside the first file")
     options = parser.parse_args()
     every, broken = read(options.results)
     for title, text in (
-        ("Summary", summary(every)), ("By cause", by_cause(every)), ("By model", by_model(every)),
-        ("Pains of public threads", pains(every)), ("Misses", misses(every)),
+        ("Summary", summary(every, idle(options.verified))), ("By cause", by_cause(every)),
+        ("By model", by_model(every)), ("Pains of public threads", pains(every)),
+        ("Misses", misses(every)),
     ):  # fmt: skip
         print(f"## {title}\n\n{text}\n")
     if broken:

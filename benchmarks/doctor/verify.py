@@ -42,11 +42,12 @@ def verified(patient: Patient, fault: Fault, rng: Random) -> dict[str, Any]:
     if "refused" in after:
         happened.append("refused")
     numbers = {key: value for key, value in after.items() if key not in ("pictures",)}
-    verdict = ", ".join(happened) if happened else ("options or data" if not fault.seen else "NOTHING HAPPENS")
+    idle = fault.seen and not happened
+    verdict = "NOTHING HAPPENS" if idle else ", ".join(happened) or "options or data"
     says = " ".join(f"{key} {value:+.3g}" for key, value in change.items() if key != "files")
     return {
         "change": told, "healthy": before.get("error"), "numbers": numbers, "happened": happened,
-        "says": f"{says} -> {verdict}",
+        "idle": idle, "says": f"{says} -> {verdict}",
     }  # fmt: skip
 
 

@@ -199,3 +199,28 @@ def processes(own: Process) -> list[Process]:
             except InputError:  # a meaning that does not fit the schedule
                 continue
     return [process for process in found if process != own]
+
+
+def told(process: Process) -> str:
+    """A process in a few words."""
+    schedule = process.schedule
+    if isinstance(schedule, RectifiedFlow):
+        return f"{process.prediction}, rectified flow on a clock of {schedule.clock:g}"
+    numbers = "" if schedule.betas == "cosine" else f" {schedule.beta_start:g}..{schedule.beta_end:g}"
+    clock = f" told 0..{schedule.clock:g}" if schedule.clock != schedule.timesteps else ""
+    return f"{process.prediction}, {schedule.name}{numbers} of {schedule.timesteps} timesteps{clock}"
+
+
+def kind(ours: Process, theirs: Process) -> str:
+    """The cause that a better process names: the first thing in which it differs."""
+    if ours.prediction is not theirs.prediction or isinstance(ours.schedule, Discrete) != isinstance(
+        theirs.schedule, Discrete
+    ):
+        return "objective"
+    a, b = ours.schedule, theirs.schedule
+    if a.clock != b.clock and (isinstance(a, RectifiedFlow) or replace(a, tick=1.0) == replace(b, tick=1.0)):  # pyright: ignore
+        return "schedule.clock"
+    if isinstance(a, Discrete) and isinstance(b, Discrete):
+        same = replace(a, zero_terminal_snr=b.zero_terminal_snr) == b
+        return "schedule.terminal" if same else "schedule.levels"
+    return "schedule.levels"

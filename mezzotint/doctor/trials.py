@@ -15,7 +15,7 @@ from mezzotint.doctor.case import Case, Drawn
 from mezzotint.doctor.readings import RATIOS, Reading, Score
 from mezzotint.doctor.statistics import Mean, mean
 from mezzotint.errors import InputError
-from mezzotint.process import Discrete, Process, RectifiedFlow, prediction
+from mezzotint.process import prediction
 
 CLEAR = 0.05  # gain in mean log error below which an alternative is no better in practice
 SURE = 4.0  # standard errors, paired over images
@@ -75,7 +75,7 @@ def processes(case: Case) -> Contest:
 
     def run() -> Contest:
         mine = own(case)
-        others = [mine.reading.named(told(p), process=p) for p in readings.processes(mine.reading.process)]
+        others = [mine.reading.named(readings.told(p), process=p) for p in readings.processes(mine.reading.process)]
         return between(case, mine, others, best=3)
 
     return case.once("processes", run)
@@ -248,28 +248,3 @@ def pictures(case: Case) -> Drawn | None:
         return case.drawn
     except InputError:
         return None
-
-
-def told(process: Process) -> str:
-    """A process in a few words."""
-    schedule = process.schedule
-    if isinstance(schedule, RectifiedFlow):
-        return f"{process.prediction}, rectified flow on a clock of {schedule.clock:g}"
-    numbers = "" if schedule.betas == "cosine" else f" {schedule.beta_start:g}..{schedule.beta_end:g}"
-    clock = f" told 0..{schedule.clock:g}" if schedule.clock != schedule.timesteps else ""
-    return f"{process.prediction}, {schedule.name}{numbers} of {schedule.timesteps} timesteps{clock}"
-
-
-def kind(ours: Process, theirs: Process) -> str:
-    """The cause that a better process names: the first thing in which it differs."""
-    if ours.prediction is not theirs.prediction or isinstance(ours.schedule, Discrete) != isinstance(
-        theirs.schedule, Discrete
-    ):
-        return "objective"
-    a, b = ours.schedule, theirs.schedule
-    if a.clock != b.clock and (isinstance(a, RectifiedFlow) or replace(a, tick=1.0) == replace(b, tick=1.0)):  # pyright: ignore
-        return "schedule.clock"
-    if isinstance(a, Discrete) and isinstance(b, Discrete):
-        same = replace(a, zero_terminal_snr=b.zero_terminal_snr) == b
-        return "schedule.terminal" if same else "schedule.levels"
-    return "schedule.levels"

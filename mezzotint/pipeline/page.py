@@ -5,8 +5,10 @@ from __future__ import annotations
 import base64
 import contextlib
 import io
+from dataclasses import fields
 from importlib import metadata, resources
 from pathlib import Path
+from typing import Any
 
 import jinja2
 from PIL.Image import Resampling
@@ -15,6 +17,8 @@ from mezzotint import files, images
 from mezzotint.errors import InputError
 from mezzotint.governance.hop import Hop
 from mezzotint.pipeline.places import Chain
+from mezzotint.pipeline.record import plain
+from mezzotint.request import Request
 
 SIDE, MOST = 72, 240  # pixels of a training image on the page, and how many are shown
 KINDS = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff")
@@ -33,9 +37,17 @@ def html(chain: Chain) -> str:
     template = environment.from_string(resources.files(__package__ or "").joinpath("trace.html.j2").read_text("utf-8"))
     own = None if chain.file.is_dir() else shown(chain.file, 4 * SIDE)
     return template.render(
-        chain=chain, own=own, shown=trained_on, near=near, most=MOST, request=(chain.record or {}).get("request"),
+        chain=chain, own=own, shown=trained_on, near=near, most=MOST, request=asked(chain),
         version=metadata.version("mezzotint"),
     )  # fmt: skip
+
+
+def asked(chain: Chain) -> dict[str, Any]:
+    """What a picture was asked for, without what it was not: settings that nobody touched."""
+    untouched = {field.name: plain(field.default) for field in fields(Request)}
+    request: dict[str, Any] = (chain.record or {}).get("request", {})
+    empty = (None, "", [])
+    return {k: v for k, v in request.items() if v not in empty and not (k in untouched and v == untouched[k])}
 
 
 def near(place: str) -> str:

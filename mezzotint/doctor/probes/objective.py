@@ -7,8 +7,7 @@ from collections.abc import Sequence
 from mezzotint.doctor import trials
 from mezzotint.doctor.case import Case
 from mezzotint.doctor.finding import Checked, Finding, Plot, measured
-from mezzotint.doctor.readings import Score
-from mezzotint.doctor.trials import told
+from mezzotint.doctor.readings import Score, kind, told
 from mezzotint.process import Prediction
 
 USELESS = 0.3  # mean log error from which a network is read as worse than a scalar filter: broken, not only harmed
@@ -29,7 +28,7 @@ def examine(case: Case) -> Checked:
     )  # fmt: skip
     plots = (curves([mine, *contest.others[:3]], "error of the clean image by what the output is taken for"),)
     explained = trials.explanation(case)
-    if explained is None or explained[0] != "process" or trials.kind(ours, theirs) != "objective":
+    if explained is None or explained[0] != "process" or kind(ours, theirs) != "objective":
         return Checked((), measures, plots)
     finding = Finding(
         "objective",

@@ -3,24 +3,31 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from itertools import pairwise
 
-import torch
 from torch import Tensor
 
 from mezzotint.doctor import consistency
 from mezzotint.doctor.case import Case
 from mezzotint.doctor.finding import Checked, Finding, Measure, NotChecked, Plot, measured
-from mezzotint.doctor.statistics import Mean, mean
+from mezzotint.doctor.paths import (
+    CONVERGED,
+    PICTURES,
+    REFERENCE,
+    apart,
+    converged,
+    noisy,
+    paths,
+    roughness,
+    shifted,
+    trailing,
+)  # fmt: skip
+from mezzotint.doctor.statistics import Mean
 from mezzotint.errors import InputError
-from mezzotint.families import Model
 from mezzotint.families.settings import settle
-from mezzotint.process import Discrete, RectifiedFlow
+from mezzotint.process import RectifiedFlow
 from mezzotint.request import Request
 from mezzotint.sampling import LCM, SAMPLERS
 
-PICTURES = 6
-REFERENCE, CONVERGED = "dpmpp_2m", 60  # sampler and steps that stand for the end of the path
 FAR = 0.36  # relative error against it from which pictures differ to the eye
 ROUGH = 0.25  # difference of log10 power spectra between drawn and converged pictures
 FAINT = 0.8  # deviation of what a sampler of fresh noise draws, of the converged pictures'; in enough steps above 0.9
@@ -30,9 +37,7 @@ SHIFTS = (1.0, 3.0)
 USUAL = (0.6, 8.0)  # shifts that published flows have
 WORSE, LEAST = 2.0, 0.05  # times the error of the better shift or start, and by how much, before it counts
 BETTER = 1.5  # the same where the better start makes a bad path a good one
-SEEN = (
-    0.5  # signal of the first level's mean against the noise's own, from which a network reads brightness out of noise
-)
+SEEN = 0.5  # signal of the first level's mean against the noise's own, from which brightness is read out of noise
 
 
 def examine(case: Case) -> Checked:
@@ -121,52 +126,6 @@ def _wasted(case: Case, error: Mean, measures: list[Measure]) -> Finding:
     )  # fmt: skip
 
 
-def paths(case: Case) -> tuple[Tensor, Tensor]:
-    """Latents from the same noise along the path that has converged and along the contract's own."""
-
-    def run() -> tuple[Tensor, Tensor]:
-        steps, guidance = converged(case.model), case.model.contract.guidance.scale
-        ends = case.draw(trailing(case.model), PICTURES, sampler=REFERENCE, steps=steps, guidance=guidance)
-        return ends.latents, case.draw(case.model, PICTURES).latents
-
-    return case.once("paths", run)
-
-
-def converged(model: Model) -> int:
-    """Steps of the reference path, as many as the schedule can place."""
-    schedule = model.process.schedule
-    most = schedule.timesteps // 2 if isinstance(schedule, Discrete) else CONVERGED
-    return max(2, min(CONVERGED, most, max(40, 2 * model.contract.sampling.steps)))
-
-
-def noisy(name: str) -> bool:
-    """Whether a sampler draws fresh noise on its way, so that the same start does not lead to the same picture."""
-    sampler = SAMPLERS[name]
-    return name == "ddpm" or isinstance(sampler, LCM) or getattr(sampler, "eta", 0.0) > 0
-
-
-def apart(mine: Tensor, ends: Tensor) -> Mean:
-    """Distance from the converged latents, of their deviation, over pictures."""
-    centre = ends.mean((0, 2, 3), keepdim=True)
-    size = (ends - centre).square().mean().sqrt()
-    return mean(((mine - ends) ** 2).flatten(1).mean(1).sqrt() / size)
-
-
-def roughness(mine: Tensor, ends: Tensor) -> float:
-    """Root mean square difference of log10 power by radial frequency, (C, bands)."""
-    return float((spectrum(mine) - spectrum(ends)).square().mean().sqrt())
-
-
-def spectrum(latents: Tensor, bands: int = 4) -> Tensor:
-    """(C, bands) log10 of the mean power by radial frequency, without the mean."""
-    height, width = latents.shape[-2:]
-    power = torch.fft.fft2(latents - latents.mean((2, 3), keepdim=True)).abs().square().mean(0)  # (C, h, w)
-    radius = (torch.fft.fftfreq(height)[:, None] ** 2 + torch.fft.fftfreq(width)[None] ** 2).sqrt()
-    edges = torch.linspace(0, 0.5, bands + 1)
-    rows = [power[:, (radius > a) & (radius <= b)].mean(1) for a, b in pairwise(edges.tolist())]
-    return torch.stack(rows, 1).clamp(min=1e-12).log10()
-
-
 def _start(case: Case, measures: list[Measure]) -> list[Finding]:
     """Where the path begins: a schedule that ends in noise must be entered there (Lin et al. 2023, section 3.3)."""
     model, facts = case.model, case.model.contract.sampling
@@ -206,14 +165,6 @@ def _start(case: Case, measures: list[Measure]) -> list[Finding]:
             strength=strength, measures=tuple(measures),
         )
     ]  # fmt: skip
-
-
-def trailing(model: Model) -> Model:
-    """The model with a path that starts at the last timestep, as flows always do."""
-    if isinstance(model.process.schedule, RectifiedFlow):
-        return model
-    sampling = model.contract.sampling.model_copy(update={"spacing": "trailing", "offset": 0})
-    return replace(model, contract=model.contract.model_copy(update={"sampling": sampling}))
 
 
 def _unfit(case: Case, says: str) -> Finding:
@@ -258,11 +209,3 @@ def _remedy(
         strength=max(rough / ROUGH, 1.0 if random else error.value / FAR), measures=tuple(measures),
     )  # fmt: skip
     return finding, Plot("error by steps", "steps", "error", {facts.sampler: curve}, log_x=True, log_y=True)
-
-
-def shifted(model: Model, shift: float) -> Model:
-    """The model with another shift of its path."""
-    schedule = model.process.schedule
-    assert isinstance(schedule, RectifiedFlow)
-    process = replace(model.process, schedule=replace(schedule, shift=shift))
-    return replace(model, contract=model.contract.model_copy(update={"process": process}))

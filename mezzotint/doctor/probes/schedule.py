@@ -9,8 +9,7 @@ from mezzotint.doctor import readings, trials
 from mezzotint.doctor.case import Case
 from mezzotint.doctor.finding import Checked, Finding, Measure, Plot, measured
 from mezzotint.doctor.probes.objective import USELESS, curves
-from mezzotint.doctor.readings import Score
-from mezzotint.doctor.trials import told
+from mezzotint.doctor.readings import Score, kind, told
 from mezzotint.process import Prediction, Process, RectifiedFlow
 
 NOISY = tuple(math.exp(half) for half in (0.9, 1.4, 1.9, 2.3, 2.55))  # noise against signal
@@ -22,7 +21,7 @@ def examine(case: Case) -> Checked:
     """Which told level denoises best, which known schedule does, and what much noise says of the schedule's end."""
     contest, explanation = trials.processes(case), trials.explanation(case)
     ours = contest.mine.reading.process
-    same = [found for found in contest.others if trials.kind(ours, found.reading.process) != "objective"]
+    same = [found for found in contest.others if kind(ours, found.reading.process) != "objective"]
     slip, curve = trials.slips(case)
     factor = math.exp(float(slip.best.name))
     measures = [
@@ -57,7 +56,7 @@ def examine(case: Case) -> Checked:
 
 def _other_schedule(contest: trials.Contest, best: Score) -> Finding:
     ours, theirs = contest.mine.reading.process, best.reading.process
-    cause = trials.kind(ours, theirs)
+    cause = kind(ours, theirs)
     gain = contest.gain
     return Finding(
         cause,

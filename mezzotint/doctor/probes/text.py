@@ -3,28 +3,23 @@
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import replace
 
-from mezzotint.doctor import consistency, readings, relabelling, steerings, trials
+from mezzotint.doctor import consistency, readings, relabelling, rereading, steerings, trials
 from mezzotint.doctor.case import Case
 from mezzotint.doctor.consistency import HEARD
-from mezzotint.doctor.encoders import Otherwise, otherwise
 from mezzotint.doctor.finding import Checked, Finding, Grade, Measure, NotChecked, measured
 from mezzotint.doctor.probes.objective import curves
 from mezzotint.doctor.readings import MIDDLE, Reading, Score
+from mezzotint.doctor.rereading import TRAINED_WITH, WEAK
 from mezzotint.doctor.statistics import Mean, mean
 
 DEAF = 1e-3  # change of the output, relative, from one caption to another
 FELT = 0.01  # the same from which something is heard at all: a network that is hardly trained stays below
-WEAK, FAINT = 1.5, 10.0  # times too little that a caption changes: of another encoder, of none at all
+FAINT = 10.0  # times too little that a caption changes, from which nothing is listened to
 QUIET = 0.01  # gain of the right caption, over another one and none, below which nothing of it is understood
 AGREED = 0.6  # share of a caption's images that must prefer the same other one
 HEEDED = 0.02  # of what a random caption costs, gain of the best one from which that is understood
 CUT = 0.05  # share of captions that may be longer than the encoder reads
-BETTER = 0.006  # gain of another way to read the encoder
-SURE = 3.0  # standard errors of that gain; a handful of ways is tried, by ROUNDS noises
-LITTLE = 0.05  # the same in a network whose weights were moved
-TRAINED_WITH = "Use the text encoder and tokenizer that the network was trained with."
 
 
 def examine(case: Case) -> Checked:
@@ -60,22 +55,31 @@ def examine(case: Case) -> Checked:
     ignored = change <= DEAF or faint.low > (FAINT if model.text is not None else WEAK)
     best: Score | None = None
     if model.text is not None and not ignored and fit.low < WEAK and not built_in(case):
-        best = _readings(case, middle, none, measures, findings)
+        best = rereading.tried(case, middle, none, measures, findings)
     if ignored and not findings:
         findings.append(_ignored(case, change, faint, measures))
     elif not ignored and best is None and trials.explanation(case) is None:
-        if fit.low > WEAK and not built_in(case):
-            findings.append(_weak(fit, measures))
-        elif _hardly(case, mine):
-            pass  # whatever it hears changes its answers by chance
-        elif misheard(case, middle, other, none) or (
-            fit.low < HEARD and not built_in(case) and relabelling.exchanged(case, words)
-        ):
-            findings.append(_misheard(case, words, middle, none, fit, measures))
-        elif (change > FELT or model.text is None) and heard.high < QUIET and (against.high < QUIET or built_in(case)):
-            findings.append(_unheard(case, change, measures))
+        found = _hearing(case, words, mine, other, none, change, measures)
+        findings += [found] if found is not None else []
     plot = curves([middle, other, none], "error of the clean image by caption")
     return Checked(tuple(findings), tuple(measures), (plot,))
+
+
+def _hearing(
+    case: Case, words: list[str], mine: Score, other: Score, none: Score, change: float, measures: list[Measure]
+) -> Finding | None:
+    """Whether what the network hears is what was said to it in training, where no other reading is better."""
+    middle, fit, apart = mine.at(MIDDLE), consistency.told(case), not built_in(case)
+    heard, against = middle.gain(other), middle.gain(none)
+    if fit.low > WEAK and apart:
+        return _weak(fit, measures)
+    if _hardly(case, mine):
+        return None  # whatever it hears changes its answers by chance
+    if misheard(case, middle, other, none) or (fit.low < HEARD and apart and relabelling.exchanged(case, words)):
+        return _misheard(case, words, middle, none, fit, measures)
+    if (change > FELT or case.model.text is None) and heard.high < QUIET and (against.high < QUIET or not apart):
+        return _unheard(case, change, measures)
+    return None
 
 
 def _hardly(case: Case, mine: Score) -> bool:
@@ -162,53 +166,6 @@ def _lengths(case: Case, change: float, measures: list[Measure]) -> list[Finding
             strength=1 + cut / CUT, measures=(measures[-1],),
         )
     ]  # fmt: skip
-
-
-def _readings(case: Case, middle: Score, none: Score, measures: list[Measure], findings: list[Finding]) -> Score | None:
-    """The best other way to read the encoder, where it is clearly better, and better than no caption."""
-    claim, text = middle.reading, case.model.text
-    ways: dict[str, Otherwise] = {way.says: way for way in otherwise(text)} if text is not None else {}
-    if not ways:
-        return None
-    captions, labels = case.images.captions, case.images.labels
-    others: list[Reading] = []
-    for says, way in ways.items():
-        others.append(claim.named(says, steering=case.steered(replace(case.model, text=way.encoder), captions, labels)))
-    scores = readings.contest(case, middle, others)
-    best = scores[0]
-    gain = readings.surely(case, middle, best, BETTER, SURE)
-    name = f"gain of the best other way to read the encoder ({best.reading.name})"
-    measures.append(measured(name, gain, f"at most {BETTER:g}"))
-    if not (gain.value > BETTER and gain.deviations > SURE and best.gain(none).value > 0):
-        return None
-    if gain.value < LITTLE and consistency.optimum(case).high < consistency.REST:
-        return None  # in a network that answers too much whatever makes it answer less is better
-    way = ways[best.reading.name]
-    fit = consistency.told_by(case, best.reading)
-    measures.append(measured("share of what another caption changes that is right, read so", fit, f"above {HEARD:g}"))
-    if fit.high < HEARD or fit.low > WEAK:  # less wrong is not right
-        findings.append(_less_wrong(best.reading.name, way.cause, gain, fit, measures))
-        return best
-    rivals = {ways[s.reading.name].cause for s in scores[1:] if s.gain(middle).value > 0.8 * gain.value}
-    findings.append(
-        Finding(
-            way.cause, "harmful",
-            f"captions read with {best.reading.name} help the network more than as the files say: gain {gain.value:.2f}"
-            f" ({gain.low:.2f} to {gain.high:.2f})",
-            f"Read the encoder so: {best.reading.name}.",
-            strength=1 + gain.value / BETTER, measures=tuple(measures[-1:]), also=tuple(rivals - {way.cause}),
-        )
-    )  # fmt: skip
-    return best
-
-
-def _less_wrong(name: str, cause: str, gain: Mean, fit: Mean, measures: list[Measure]) -> Finding:
-    return Finding(
-        "text.encoder", "harmful",
-        f"captions read with {name} help the network more than as the files say (gain {gain.value:.2f}), and even so"
-        f" what they change fits the images best at {fit.value:.2g} times its size ({fit.low:.2g} to {fit.high:.2g})",
-        TRAINED_WITH, strength=1 + gain.value / BETTER, measures=tuple(measures[-2:]), also=(cause,),
-    )  # fmt: skip
 
 
 def _misheard(case: Case, words: list[str], middle: Score, none: Score, fit: Mean, measures: list[Measure]) -> Finding:
