@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import nullcontext
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -15,7 +16,7 @@ from mezzotint.conditioning import Conditioning, stack
 from mezzotint.errors import InputError
 from mezzotint.families.adapt import adapted, ruled
 from mezzotint.families.control import controlled, hints
-from mezzotint.families.model import Model, working
+from mezzotint.families.model import Engine, Model, Network, working
 from mezzotint.families.settings import Settings, looked_at, settle, shared
 from mezzotint.families.steering import steering
 from mezzotint.guidance import skipped
@@ -27,17 +28,19 @@ if TYPE_CHECKING:
     from mezzotint.sampling.loop import Pin, Watch
 
 
-def generate(model: Model, request: Request, watch: Watch | None = None) -> Result:
+def generate(model: Model, request: Request, watch: Watch | None = None, engine: Engine = nullcontext) -> Result:
     """Draw `request.count` images; `watch(index, step, x, history)` sees every step."""
-    return generate_batch(model, [request], watch)[0]
+    return generate_batch(model, [request], watch, engine)[0]
 
 
 @torch.inference_mode()
-def generate_batch(model: Model, requests: Sequence[Request], watch: Watch | None = None) -> list[Result]:
+def generate_batch(
+    model: Model, requests: Sequence[Request], watch: Watch | None = None, engine: Engine = nullcontext
+) -> list[Result]:
     """Draw the images of several requests as one batch; they may differ in prompt, label, seed, image and mask.
 
-    An image depends on its own request alone, up to float rounding. Raises InputError where a request does not fit the
-    model or the others, and where the result is not finite.
+    An image depends on its own request alone, up to float rounding, whatever engine computes it. Raises InputError
+    where a request does not fit the model or the others, and where the result is not finite.
     """
     model = ruled(model, requests[0].lora)
     settings = shared([settle(model, request) for request in requests])
@@ -50,8 +53,6 @@ def generate_batch(model: Model, requests: Sequence[Request], watch: Watch | Non
     seen = sights(model, requests, settings, pixels, mask)
     positive = replace(positive, **seen)
     negative = replace(negative, **seen) if negative else None
-    denoise = denoiser(model, settings, positive, negative)
-    denoise = bounded(denoise, settings.sampler, model.contract.sampling.clip)
 
     x, pin = noise, None
     k = model.contract.inpaint
@@ -64,7 +65,9 @@ def generate_batch(model: Model, requests: Sequence[Request], watch: Watch | Non
     def rng(like: Tensor) -> Tensor:
         return torch.cat([draw(part) for draw, part in zip(draws, like.split(counts), strict=True)])
 
-    with working(model, "backbone"):
+    with working(model, "backbone"), engine(model.backbone) as network:
+        denoise = denoiser(model, settings, positive, negative, network)
+        denoise = bounded(denoise, settings.sampler, model.contract.sampling.clip)
         latents = sample(denoise, x, settings.path, settings.sampler, rng, pin, watch)
     with working(model, "codec"):
         drawn = model.codec.decode(latents)  # (B, P, H, W)
@@ -113,8 +116,15 @@ def sights(
     return seen
 
 
-def denoiser(model: Model, settings: Settings, positive: Conditioning, negative: Conditioning | None) -> Denoise:
-    """(x, level) -> Estimate with guidance: both branches in one call where it is active, else the positive alone."""
+def denoiser(
+    model: Model, settings: Settings, positive: Conditioning, negative: Conditioning | None,
+    network: Network | None = None,
+) -> Denoise:  # fmt: skip
+    """(x, level) -> Estimate with guidance: both branches in one call where it is active, else the positive alone.
+
+    `network` computes the backbone; None: the backbone itself.
+    """
+    network = network or model.backbone
     both = stack([positive, negative]) if negative else None
     second = replace(positive, skip=settings.skip)
     guidance, meaning, channels = settings.guidance, model.process.prediction, model.codec.channels
@@ -123,16 +133,16 @@ def denoiser(model: Model, settings: Settings, positive: Conditioning, negative:
         inputs = x.to(model.dtype)  # (B, C, h, w)
         t = torch.full((len(x),), level.t, device=x.device)
         if both is None or not guidance.active(settings.progress(level)):
-            conditional = model.backbone(inputs, t, positive).float()
+            conditional = network(inputs, t, positive).float()
             raw, variance = prediction.split(conditional, channels)
         else:
-            outputs = model.backbone(torch.cat((inputs, inputs)), torch.cat((t, t)), both).float()  # (2 B, C, h, w)
+            outputs = network(torch.cat((inputs, inputs)), torch.cat((t, t)), both).float()  # (2 B, C, h, w)
             outputs, variances = prediction.split(outputs, channels)
             conditional, baseline = outputs.chunk(2)
             raw = guidance.combine(conditional, baseline)
             variance = None if variances is None else variances.chunk(2)[0]  # the conditional branch's
         if settings.skip and guidance.skips(settings.index(level), settings.total):
-            raw = skipped(raw, conditional, model.backbone(inputs, t, second).float(), guidance.skip_scale)
+            raw = skipped(raw, conditional, network(inputs, t, second).float(), guidance.skip_scale)
         return prediction.estimate(meaning, raw, x, level, variance)
 
     return denoise

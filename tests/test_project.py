@@ -25,7 +25,7 @@ LEVELS = {
     "sampling": 1, "guidance": 1, "backbones": 1, "codec": 1, "text": 1, "governance": 1, "data": 1,
     "checkpoints": 2, "adapters": 2, "contract": 2,
     "families": 3,
-    "generate": 4,
+    "generate": 4, "batching": 4,
     "pipeline": 5,
     "training": 6, "synthesis": 6, "evaluate": 6, "plan": 6, "doctor": 6,
     "cli": 7, "serve": 7,

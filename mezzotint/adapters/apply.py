@@ -79,10 +79,16 @@ class AdaptedLinear(nn.Linear):
         _take_over(self, base, delta)
 
     def forward(self, input: Tensor) -> Tensor:
-        side = F.linear(F.linear(input, self.down), self.up)
         if self.gain is None:
-            return F.linear(input, self.weight, self.bias) + side
-        y = F.linear(input, self.weight) * self.gain + side
+            return F.linear(input, self.weight, self.bias) + self.side(input)
+        return self.on(input, F.linear(input, self.weight))
+
+    def side(self, input: Tensor) -> Tensor:
+        return F.linear(F.linear(input, self.down), self.up)
+
+    def on(self, input: Tensor, plain: Tensor) -> Tensor:
+        """y, where W x is known."""
+        y = (plain if self.gain is None else plain * self.gain) + self.side(input)
         return y if self.bias is None else y + self.bias
 
 
@@ -98,10 +104,16 @@ class AdaptedConv2d(nn.Conv2d):
         _take_over(self, base, delta)
 
     def forward(self, input: Tensor) -> Tensor:
-        side = F.conv2d(self._conv_forward(input, self.down, None), self.up[..., None, None])
         if self.gain is None:
-            return self._conv_forward(input, self.weight, self.bias) + side
-        y = self._conv_forward(input, self.weight, None) * self.gain[:, None, None] + side
+            return self._conv_forward(input, self.weight, self.bias) + self.side(input)
+        return self.on(input, self._conv_forward(input, self.weight, None))
+
+    def side(self, input: Tensor) -> Tensor:
+        return F.conv2d(self._conv_forward(input, self.down, None), self.up[..., None, None])
+
+    def on(self, input: Tensor, plain: Tensor) -> Tensor:
+        """y, where W x is known."""
+        y = (plain if self.gain is None else plain * self.gain[:, None, None]) + self.side(input)
         return y if self.bias is None else y + self.bias[:, None, None]
 
 

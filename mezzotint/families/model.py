@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, cast
@@ -12,12 +12,15 @@ import torch
 from torch import nn
 
 from mezzotint.codec import Codec
+from mezzotint.conditioning import Conditioning
 from mezzotint.contract import Contract
 from mezzotint.layers.pages import Pages
 from mezzotint.process import Process
 from mezzotint.text import TextEncoder
 
 PartName = Literal["text", "backbone", "codec"]
+Network = Callable[[torch.Tensor, torch.Tensor, Conditioning], torch.Tensor]  # as a backbone is asked: see below
+Engine = Callable[[nn.Module], AbstractContextManager[Network]]  # who computes a backbone while a path is walked
 
 
 @dataclass(frozen=True, slots=True)

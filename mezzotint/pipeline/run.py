@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -20,6 +21,7 @@ from mezzotint.pipeline.release import Drawn, looked_at, released, withheld
 from mezzotint.request import Artifact, Request
 
 if TYPE_CHECKING:
+    from mezzotint.families.model import Engine
     from mezzotint.sampling.loop import Watch
 
 
@@ -30,7 +32,9 @@ class Pipeline:
     model: Model
     house: House
 
-    def run(self, request: Request, watch: Watch | None = None, media: str = "image/png") -> list[Artifact]:
+    def run(
+        self, request: Request, watch: Watch | None = None, media: str = "image/png", engine: Engine = nullcontext
+    ) -> list[Artifact]:
         """Draw the request's images, each marked, signed, and with the record that makes it again.
 
         Refused where the policy does not allow the request, or withholds all of its pictures; where it withholds some,
@@ -42,7 +46,7 @@ class Pipeline:
         marks = marking.carried(desk, model, request, facts)
         if desk.key is not None and marks and marks[0].method == "start noise":
             request = marking.noised(model, request, desk.key, marks)
-        pictures = generate(model, request, watch).images
+        pictures = generate(model, request, watch, engine).images
         drawn = [
             Drawn(picture, {"seed": request.seed + i, **facts}, mark, request.mask, request.image)
             for i, (picture, mark) in enumerate(zip(pictures, marks or [None] * request.count, strict=True))
