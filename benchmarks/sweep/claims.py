@@ -4,7 +4,7 @@
 
 sweeps every model into runs/sweep/claims/NAME (each with its page and contact sheet), and writes the table of claims to
 runs/sweep/claims/claims.md and .json. What is measured is kept: a stopped run goes on. It needs the starter model,
-`python benchmarks/doctor/nursery.py --seed 4`, and a machine that does nothing else: two to three hours on two cores,
+`python benchmarks/doctor/nursery.py --seed 6`, and a machine that does nothing else: two to three hours on two cores,
 an hour of them for training the pairs of `pairs.py`. `--only NAME` runs a part; `--tiny` shows that it works, on 2
 images and few steps, and its numbers mean nothing. `--publish` puts table and plots into docs/sweep.md.
 """

@@ -17,6 +17,7 @@ from mezzotint.doctor.statistics import Mean, mean, ratio
 from mezzotint.families.model import working
 
 FAITHFUL = 0.8  # share of an image's variance that comes back, at least
+UNLIKE = 0.6  # the same, down to which images of another kind may account for it: a sound codec keeps its own pictures
 FLAT = 1e-4  # variance of pictures of one colour
 CLEAN = 0.9  # the same, above which neither noise nor the loss of what is finest is seen
 SHARP = 0.85  # the same within the coarse frequencies, above which what is missing is detail and not the picture
@@ -57,7 +58,18 @@ def examine(case: Case) -> Checked:
     coarse = [band.kept for band in bands if band.high <= 1 / 32]
     shapes = min(coarse, default=0.0)
     blurred, noisy = _blurred(bands, kept.value), kept.value < CLEAN and _noisy(bands)
-    if (kept.value < FAITHFUL or noisy) and not (shapes > SHARP and blurred):
+    unlike = FAITHFUL > kept.value > UNLIKE and not noisy and not blurred and (again := _again(case, back)) > CLEAN
+    if unlike:
+        findings.append(
+            Finding(
+                "latent.detail", "note",
+                f"of these images' variance the codec gives back {100 * kept.value:.0f} % ({noise.value:.1f} dB), and"
+                f" {100 * again:.0f} % of its own pictures': these images hold what it was not trained for",
+                "Train its decoder on images like these (method = \"vae\"), or use a codec that was.",
+                measures=measures[:2],
+            )
+        )  # fmt: skip
+    elif (kept.value < FAITHFUL or noisy) and not (shapes > SHARP and blurred):
         findings.append(
             Finding(
                 "latent.reconstruction", "broken",
@@ -90,6 +102,12 @@ def examine(case: Case) -> Checked:
         )  # fmt: skip
     exhibit = beside(pixels, back)
     return Checked(tuple(findings), measures, (plot,), (exhibit,))
+
+
+def _again(case: Case, back: Tensor) -> float:
+    """The share of its own pictures' variance that the codec gives back: little is lost where it is as it was trained."""
+    error = ((through(case, back) - back) ** 2).flatten(1).mean(1)
+    return 1 - ratio(error, back.flatten(1).var(1)).value
 
 
 def _blurred(bands: Sequence[Band], kept: float) -> list[Band]:

@@ -1,0 +1,277 @@
+"""Jobs in a database: accepted once, claimed by one worker at a time, finished once, whatever is killed meanwhile.
+
+SQLite or PostgreSQL by URL. A worker owns a job as long as it is heard of; then the job goes back into the queue.
+Results and the state "done" are written in one transaction, and only by the worker that owns the job.
+"""
+
+from __future__ import annotations
+
+import secrets
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from sqlalchemy import Engine, create_engine, delete, event, func, select, update
+from sqlalchemy.exc import ArgumentError, NoSuchModuleError, OperationalError
+from sqlalchemy.orm import Session, aliased, defer
+
+from mezzotint.errors import InputError
+from mezzotint.serve.tables import (
+    CANCELLED,
+    DONE,
+    EXPIRED,
+    OPEN,
+    QUEUED,
+    RUNNING,
+    Job,
+    Picture,
+)  # fmt: skip
+
+SILENT = 30.0  # seconds without a beat after which a worker is taken for dead
+WAIT = 30.0  # seconds that SQLite waits for another writer
+ATTEMPTS = 3  # workers that may die with a job before it is taken for the cause
+
+
+class Full(Exception):
+    """The queue takes no more; `wait` says after how many seconds to ask again."""
+
+    def __init__(self, wait: float) -> None:
+        super().__init__(f"the queue is full: try again in {wait:.0f} s")
+        self.wait = wait
+
+
+@dataclass(frozen=True, slots=True)
+class Given:
+    """A picture that goes into a job, or comes out of it."""
+
+    role: str
+    data: bytes
+    media: str
+    sha256: str
+    facts: dict[str, Any]
+
+
+class Store:
+    """The jobs of a server; every call is one transaction, and safe from several threads and processes."""
+
+    def __init__(self, url: str, room: int = 200) -> None:
+        """Open, and bring up to date, the database; `room` is how many jobs may wait."""
+        self.engine, self.room = _engine(url), room
+        _migrated(self.engine)
+
+    def close(self) -> None:
+        self.engine.dispose()
+
+    # From those who ask.
+
+    def submit(
+        self, owner: str, model: str, request: dict[str, Any], count: int, given: Iterable[Given] = (),
+        deadline: float | None = None, pace: float = 1.0,
+    ) -> str:  # fmt: skip
+        """Accept a job and return its id; Full where too many wait, by `pace` seconds a job."""
+        job = Job(id=new_id(), owner=owner, state=QUEUED, model=model, request=request, count=count,
+                  created=time.time(), deadline=deadline, attempts=0, step=0, steps=0)  # fmt: skip
+        with self._writing() as session:
+            waiting = session.scalar(select(func.count()).select_from(Job).where(Job.state == QUEUED)) or 0
+            if waiting >= self.room:
+                raise Full(max(1.0, pace * (waiting - self.room + 1)))
+            session.add(job)
+            session.flush()
+            session.add_all(_rows(job.id, given))
+        return job.id
+
+    def get(self, id: str) -> Job | None:
+        with self._reading() as session:
+            return session.get(Job, id)
+
+    def listed(self, owner: str | None, limit: int = 50, before: str | None = None) -> Sequence[Job]:
+        """The newest jobs, of one owner or of all, older than one."""
+        asked = select(Job).order_by(Job.id.desc()).limit(limit)
+        if owner is not None:
+            asked = asked.where(Job.owner == owner)
+        if before is not None:
+            asked = asked.where(Job.id < before)
+        with self._reading() as session:
+            return session.scalars(asked).all()
+
+    def pictures(self, id: str, role: str | None = None, data: bool = True) -> Sequence[Picture]:
+        """What went into a job or came out of it, in order; without `data` its bytes stay where they are."""
+        asked = select(Picture).where(Picture.job == id).order_by(Picture.role, Picture.place)
+        if role is not None:
+            asked = asked.where(Picture.role == role)
+        if not data:
+            asked = asked.options(defer(Picture.data, raiseload=True))
+        with self._reading() as session:
+            return session.scalars(asked).all()
+
+    def picture(self, id: str, place: int) -> Picture | None:
+        """A result."""
+        asked = select(Picture).where(Picture.job == id, Picture.role == "result", Picture.place == place)
+        with self._reading() as session:
+            return session.scalar(asked)
+
+    def cancel(self, id: str) -> bool:
+        """Whether the job was still open; its worker notices at the next step."""
+        return self._to(id, CANCELLED, OPEN)
+
+    def drawn_since(self, owner: str, since: float) -> int:
+        """Pictures that an owner asked for since then, those of failed jobs aside."""
+        asked = select(func.coalesce(func.sum(Job.count), 0)).where(
+            Job.owner == owner, Job.created >= since, Job.state.in_((*OPEN, DONE))
+        )
+        with self._reading() as session:
+            return int(session.scalar(asked) or 0)
+
+    def counts(self) -> dict[str, int]:
+        """Jobs by state."""
+        with self._reading() as session:
+            return {state: n for state, n in session.execute(select(Job.state, func.count()).group_by(Job.state))}
+
+    # From those who work.
+
+    def claim(self, worker: str, models: Sequence[str]) -> Job | None:
+        """The next job for a worker, or None: of the owner with the fewest running, the oldest."""
+        running = aliased(Job)
+        busy = (
+            select(func.count()).select_from(running)
+            .where(running.owner == Job.owner, running.state == RUNNING).correlate(Job).scalar_subquery()
+        )  # fmt: skip
+        next_one = (
+            select(Job).where(Job.state == QUEUED, Job.model.in_(models)).order_by(busy, Job.id).limit(1)
+            .with_for_update(skip_locked=True, of=Job)
+        )  # fmt: skip
+        now = time.time()
+        with self._writing() as session:
+            overdue = (Job.state == QUEUED, Job.deadline.is_not(None), Job.deadline < now)
+            session.execute(update(Job).where(*overdue).values(state=EXPIRED, finished=now))
+            job = session.scalar(next_one)
+            if job is not None:
+                job.state, job.worker, job.beat, job.started = RUNNING, worker, now, job.started or now
+                job.attempts += 1
+            return job
+
+    def progress(self, id: str, worker: str, step: int, steps: int) -> bool:
+        """Note how far a job is, and that its worker lives; False where it is not this worker's any more."""
+        mine = update(Job).where(Job.id == id, Job.worker == worker, Job.state == RUNNING)
+        with self._writing() as session:
+            return _changed(session, mine.values(step=step, steps=steps, beat=time.time()))
+
+    def alive(self, worker: str) -> None:
+        """Note that a worker lives, with whatever it has."""
+        with self._writing() as session:
+            session.execute(update(Job).where(Job.worker == worker, Job.state == RUNNING).values(beat=time.time()))
+
+    def finish(
+        self, id: str, worker: str, state: str, results: Iterable[Given] = (), error: str | None = None,
+        cost: float | None = None,
+    ) -> bool:  # fmt: skip
+        """End a job with its results, in one transaction; False, and nothing kept, where it is not this worker's."""
+        mine = update(Job).where(Job.id == id, Job.worker == worker, Job.state == RUNNING)
+        said = None if error is None else error[:2000]
+        with self._writing() as session:
+            if not _changed(session, mine.values(state=state, finished=time.time(), error=said, cost=cost)):
+                return False
+            session.add_all(_rows(id, results))
+            return True
+
+    def recover(self, silent: float = SILENT) -> int:
+        """Put the jobs of workers that are not heard of any more back into the queue; how many.
+
+        A job that was given up so ATTEMPTS times fails: it may be what the workers died of.
+        """
+        lost = (Job.state == RUNNING, Job.beat < time.time() - silent)
+        said = f"{ATTEMPTS} workers were lost with it"
+        with self._writing() as session:
+            tried = update(Job).where(*lost, Job.attempts >= ATTEMPTS)
+            session.execute(tried.values(state="failed", finished=time.time(), error=said, worker=None))
+            back = update(Job).where(*lost).values(state=QUEUED, worker=None, beat=None, step=0)
+            return session.execute(back).rowcount  # type: ignore[attr-defined]
+
+    def forget(self, before: float) -> int:
+        """Delete jobs that ended before then, with their pictures; how many."""
+        old = (Job.finished.is_not(None), Job.finished < before)
+        with self._writing() as session:
+            session.execute(delete(Picture).where(Picture.job.in_(select(Job.id).where(*old))))
+            return session.execute(delete(Job).where(*old)).rowcount  # type: ignore[attr-defined]
+
+    def _to(self, id: str, state: str, among: Sequence[str]) -> bool:
+        changes = update(Job).where(Job.id == id, Job.state.in_(among)).values(state=state, finished=time.time())
+        with self._writing() as session:
+            return _changed(session, changes)
+
+    @contextmanager
+    def _reading(self) -> Iterator[Session]:
+        with Session(self.engine.execution_options(reads=True), expire_on_commit=False) as session:
+            yield session
+
+    @contextmanager
+    def _writing(self) -> Iterator[Session]:
+        with Session(self.engine, expire_on_commit=False) as session, session.begin():
+            yield session
+
+
+def new_id() -> str:
+    """32 characters: when, in nanoseconds, then chance; so ids are in the order of acceptance and cannot be guessed."""
+    return f"{time.time_ns():016x}{secrets.token_hex(8)}"
+
+
+def _rows(job: str, given: Iterable[Given]) -> list[Picture]:
+    places: dict[str, int] = {}
+    rows: list[Picture] = []
+    for each in given:
+        place = places.setdefault(each.role, 0)
+        places[each.role] += 1
+        rows.append(Picture(job=job, role=each.role, place=place, media=each.media, sha256=each.sha256,
+                            data=each.data, facts=each.facts))  # fmt: skip
+    return rows
+
+
+def _changed(session: Session, changes: Any) -> bool:
+    found: Any = session.execute(changes)
+    return found.rowcount == 1
+
+
+def _engine(url: str) -> Engine:
+    try:
+        engine = create_engine(url, pool_pre_ping=True)
+    except (ArgumentError, NoSuchModuleError, ImportError) as error:
+        raise InputError(
+            f"--db {url}: no database by this URL: {error}. Use sqlite:///FILE or postgresql://..."
+        ) from error
+    if engine.dialect.name == "sqlite":
+        if engine.url.database not in (None, "", ":memory:"):
+            with suppress(OSError):  # opening it says what is wrong
+                Path(str(engine.url.database)).parent.mkdir(parents=True, exist_ok=True)
+
+        @event.listens_for(engine, "connect")
+        def ready(connection: Any, record: object) -> None:
+            connection.isolation_level = None  # transactions begin where we say so, below
+            cursor = connection.cursor()
+            for line in ("journal_mode=WAL", f"busy_timeout={int(1000 * WAIT)}", "foreign_keys=ON", "synchronous=FULL"):
+                cursor.execute(f"PRAGMA {line}")
+            cursor.close()
+
+        @event.listens_for(engine, "begin")
+        def begin(connection: Any) -> None:  # one that reads and then writes would find the file locked
+            reads = connection.get_execution_options().get("reads", False)
+            connection.exec_driver_sql("BEGIN" if reads else "BEGIN IMMEDIATE")
+
+    return engine
+
+
+def _migrated(engine: Engine) -> None:
+    from alembic import command
+    from alembic.config import Config
+
+    config = Config()
+    config.set_main_option("script_location", str(Path(__file__).parent / "migrations"))
+    try:
+        with engine.begin() as connection:
+            config.attributes["connection"] = connection
+            command.upgrade(config, "head")
+    except OperationalError as error:
+        where = engine.url.render_as_string(hide_password=True)
+        raise InputError(f"the database {where} cannot be used: {error.orig}") from error
