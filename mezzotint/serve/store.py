@@ -69,11 +69,11 @@ class Store:
 
     def submit(
         self, owner: str, model: str, request: dict[str, Any], count: int, given: Iterable[Given] = (),
-        deadline: float | None = None, pace: float = 1.0,
+        deadline: float | None = None, steps: int = 0, pace: float = 1.0,
     ) -> str:  # fmt: skip
-        """Accept a job and return its id; Full where too many wait, by `pace` seconds a job."""
+        """Accept a job of so many steps and return its id; Full where too many wait, by `pace` seconds a job."""
         job = Job(id=new_id(), owner=owner, state=QUEUED, model=model, request=request, count=count,
-                  created=time.time(), deadline=deadline, attempts=0, step=0, steps=0)  # fmt: skip
+                  created=time.time(), deadline=deadline, attempts=0, step=0, steps=steps)  # fmt: skip
         with self._writing() as session:
             waiting = session.scalar(select(func.count()).select_from(Job).where(Job.state == QUEUED)) or 0
             if waiting >= self.room:

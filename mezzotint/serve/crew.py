@@ -1,0 +1,146 @@
+"""Those who draw: threads that take jobs out of the store, and share one network a model step by step."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import socket
+import threading
+import time
+import traceback
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from mezzotint.batching import Batcher
+from mezzotint.errors import InputError, Refused
+from mezzotint.pipeline.run import Pipeline
+from mezzotint.serve.asked import Asked, opened
+from mezzotint.serve.store import Given, Store
+from mezzotint.serve.tables import DONE, FAILED, REFUSED, Job
+
+IDLE = 0.5  # seconds between looks into an empty queue, where nobody rings
+NOTED = 0.25  # seconds between notes of how far a job is
+BEAT = 5.0  # seconds between signs of life
+
+
+class Lost(Exception):
+    """The job is not this worker's any more: it was cancelled, or the worker was taken for dead."""
+
+
+@dataclass(frozen=True)
+class Desk:
+    """A model that is served: its pipeline, its batcher, and what may be added to it, by name."""
+
+    pipeline: Pipeline
+    batcher: Batcher
+    files: Mapping[str, Path] = field(default_factory=dict[str, Path])
+    cost: Callable[[Asked], float | None] = lambda asked: None
+
+    def check(self, asked: Asked, pictures: Mapping[str, list[bytes]]) -> int:
+        """The steps that a request takes; InputError or Refused where it cannot be drawn, before it is accepted."""
+        from mezzotint.families.adapt import ruled
+        from mezzotint.families.settings import settle
+        from mezzotint.pipeline.admission import admitted
+
+        model, request = self.pipeline.model, asked.request(self.files, *opened_all(pictures))
+        settings = settle(ruled(model, request.lora), request)
+        admitted(self.pipeline.house, model, request)
+        return len(settings.path.steps)
+
+
+class Crew:
+    """Threads of one process that draw for a store, `hands` jobs at a time."""
+
+    def __init__(self, store: Store, desks: Mapping[str, Desk], hands: int = 8) -> None:
+        self.store, self.desks = store, desks
+        self.name = f"{socket.gethostname()[:40]}-{os.getpid()}-{hex(time.time_ns())[-6:]}"
+        self.at_work = 0
+        self._bell = threading.Condition()
+        self._open = True
+        self._ended = threading.Event()
+        self._threads = [threading.Thread(target=self._work, name=f"hand {i}", daemon=True) for i in range(hands)]
+        self._threads.append(threading.Thread(target=self._live, name="beat", daemon=True))
+        for thread in self._threads:
+            thread.start()
+
+    def ring(self) -> None:
+        """There is a new job."""
+        with self._bell:
+            self._bell.notify()
+
+    def close(self, patience: float = 30.0) -> bool:
+        """Take no more, and end what is begun; whether it ended in time. What did not goes back into the queue."""
+        with self._bell:
+            self._open = False
+            self._bell.notify_all()
+        until = time.monotonic() + patience
+        for thread in self._threads[:-1]:
+            thread.join(max(0.0, until - time.monotonic()))
+        self._ended.set()
+        return not any(thread.is_alive() for thread in self._threads[:-1])
+
+    def _work(self) -> None:
+        while self._open:
+            job = self.store.claim(self.name, list(self.desks))
+            if job is None:
+                with self._bell:
+                    if self._open:
+                        self._bell.wait(IDLE)
+                continue
+            self.at_work += 1
+            try:
+                self._draw(job)
+            finally:
+                self.at_work -= 1
+
+    def _live(self) -> None:
+        while not self._ended.wait(BEAT):
+            self.store.alive(self.name)
+            if self.store.recover():
+                self.ring()
+
+    def _draw(self, job: Job) -> None:
+        """Draw a job and write down what came of it; whatever goes wrong is the job's end and not the worker's."""
+        desk, asked = self.desks[job.model], Asked.model_validate(job.request)
+        noted = 0.0
+
+        def watch(index: int, step: Any, x: Any, history: Any) -> None:
+            nonlocal noted
+            if time.monotonic() - noted < NOTED:
+                return
+            noted = time.monotonic()
+            if not self.store.progress(job.id, self.name, index + 1, job.steps):
+                raise Lost(job.id)
+
+        try:
+            pictures: dict[str, list[bytes]] = {}
+            for row in self.store.pictures(job.id):
+                pictures.setdefault(row.role, []).append(row.data)
+            request = asked.request(desk.files, *opened_all(pictures))
+            artifacts = desk.pipeline.run(request, watch, asked.media, desk.batcher)
+        except Lost:
+            return
+        except Refused as refusal:
+            self.store.finish(job.id, self.name, REFUSED, error=str(refusal))
+            return
+        except InputError as error:
+            self.store.finish(job.id, self.name, FAILED, error=str(error))
+            return
+        except Exception as error:
+            traceback.print_exc()
+            self.store.finish(job.id, self.name, FAILED, error=f"{type(error).__name__}: the server's log says more")
+            return
+        results = [
+            Given("result", each.data, each.media, hashlib.sha256(each.data).hexdigest(), each.record)
+            for each in artifacts
+        ]
+        self.store.finish(job.id, self.name, DONE, results, cost=desk.cost(asked))
+
+
+def opened_all(pictures: Mapping[str, list[bytes]]) -> tuple[Any, Any, list[Any]]:
+    """The image, the mask and the control pictures of a request."""
+    single = [opened(pictures[role][0], f"the {role}") if pictures.get(role) else None for role in ("image", "mask")]
+    control = [opened(data, f"control picture {i + 1}") for i, data in enumerate(pictures.get("control", ()))]
+    return single[0], single[1], control
