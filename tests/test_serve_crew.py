@@ -15,8 +15,6 @@ from parts import CLASSES, class_model
 from PIL import Image
 from torch import nn
 
-pytest.importorskip("sqlalchemy")
-
 import mezzotint as mz
 from mezzotint.batching import Batcher
 from mezzotint.errors import InputError, Refused

@@ -14,8 +14,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-
-pytest.importorskip("sqlalchemy")
 from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
 

@@ -105,7 +105,7 @@ def examine(case: Case) -> Checked:
 
 
 def _again(case: Case, back: Tensor) -> float:
-    """The share of its own pictures' variance that the codec gives back: little is lost where it is as it was trained."""
+    """The share of its own pictures' variance that the codec gives back: nearly all, where it is as it was trained."""
     error = ((through(case, back) - back) ** 2).flatten(1).mean(1)
     return 1 - ratio(error, back.flatten(1).var(1)).value
 

@@ -24,15 +24,7 @@ def steering(
     name. `size` is width and height in pixels. InputError where a request asks for what the model was not trained to
     read.
     """
-    facts = model.contract.guidance
-    if scale != 1.0 and facts.distilled and not facts.embedded:
-        raise InputError(f"this model is distilled and cannot be guided: use guidance 1, not {scale:g}")
-    if scale != 1.0 and not facts.distilled and facts.dropout <= 0.0:
-        raise InputError(f"guidance {scale:g} needs a model trained with its condition dropped at times: use 1")
-    guided = scale != 1.0 and not facts.distilled
-    if any(request.negative for request in requests) and not guided:
-        why = "this model is distilled and has none" if facts.distilled else "that is off at scale 1"
-        raise InputError(f"a negative prompt acts through guidance, and {why}: leave it out, or raise the guidance")
+    facts, guided = model.contract.guidance, answerable(model, requests, scale)
     wishes = [(request.prompt, request.label) for request in requests]
     against = [(request.negative, None) for request in requests] if guided else []
     rows = _read(model, wishes + against, negatives=len(against), chunked=_chunked(requests))
@@ -47,6 +39,40 @@ def steering(
     return positive, _spread(rows.map(lambda tensor: tensor[len(wishes) :]), counts, model) if guided else None
 
 
+def answerable(model: Model, requests: Sequence[Request], scale: float) -> bool:
+    """Whether guidance acts; InputError where a request asks for what the model was not trained to read.
+
+    Nothing is encoded: what is wrong with a request is known before anything is computed.
+    """
+    facts = model.contract.guidance
+    if scale != 1.0 and facts.distilled and not facts.embedded:
+        raise InputError(f"this model is distilled and cannot be guided: use guidance 1, not {scale:g}")
+    if scale != 1.0 and not facts.distilled and facts.dropout <= 0.0:
+        raise InputError(f"guidance {scale:g} needs a model trained with its condition dropped at times: use 1")
+    guided = scale != 1.0 and not facts.distilled
+    if any(request.negative for request in requests) and not guided:
+        why = "this model is distilled and has none" if facts.distilled else "that is off at scale 1"
+        raise InputError(f"a negative prompt acts through guidance, and {why}: leave it out, or raise the guidance")
+    negatives = [(request.negative, None) for request in requests if guided]
+    labels(model, [*((request.prompt, request.label) for request in requests), *negatives])
+    return guided
+
+
+def labels(model: Model, wishes: Sequence[tuple[str, int | str | None]]) -> torch.Tensor | None:
+    """The class of each wish (prompt, label); None where the model has no classes, InputError where it has not this."""
+    classes, prompts = model.contract.classes, [prompt for prompt, _ in wishes]
+    if classes is not None:
+        if model.text is None and any(prompt and given is not None for prompt, given in wishes):
+            raise InputError("this model was trained without text: name the class as label or as prompt, not both")
+        chosen = [given if given is not None or model.text else prompt or None for prompt, given in wishes]
+        return torch.tensor([class_index(classes, name) for name in chosen])
+    if any(given is not None for _, given in wishes):
+        raise InputError("this model has no classes: " + ("use a prompt" if model.text else "leave the label out"))
+    if model.text is None and any(prompts):
+        raise InputError("this model was trained without text: leave the prompt out")
+    return None
+
+
 def _chunked(requests: Sequence[Request]) -> bool:
     ways = {request.long_prompt for request in requests}
     if len(ways) > 1:
@@ -58,19 +84,8 @@ def _read(
     model: Model, wishes: Sequence[tuple[str, int | str | None]], negatives: int = 0, chunked: bool = False
 ) -> Conditioning:
     """A row for each wish, the last `negatives` of them being what to keep away from."""
-    classes = model.contract.classes
-    prompts = [prompt for prompt, _ in wishes]
-    label = None
-    if classes is not None:
-        if model.text is None and any(prompt and given is not None for prompt, given in wishes):
-            raise InputError("this model was trained without text: name the class as label or as prompt, not both")
-        chosen = [given if given is not None or model.text else prompt or None for prompt, given in wishes]
-        label = torch.tensor([class_index(classes, name) for name in chosen])
-    elif any(given is not None for _, given in wishes):
-        raise InputError("this model has no classes: " + ("use a prompt" if model.text else "leave the label out"))
+    label, prompts = labels(model, wishes), [prompt for prompt, _ in wishes]
     if model.text is None:
-        if classes is None and any(prompts):
-            raise InputError("this model was trained without text: leave the prompt out")
         return Conditioning(label=label)
     distinct = list(dict.fromkeys(prompts))
     rows = torch.tensor([distinct.index(prompt) for prompt in prompts])

@@ -15,6 +15,10 @@ from typing import Any
 
 from mezzotint.batching import Batcher
 from mezzotint.errors import InputError, Refused
+from mezzotint.families.adapt import ruled
+from mezzotint.families.settings import settle
+from mezzotint.families.steering import answerable
+from mezzotint.pipeline.admission import admitted
 from mezzotint.pipeline.run import Pipeline
 from mezzotint.serve.asked import Asked, opened
 from mezzotint.serve.store import Given, Store
@@ -40,12 +44,10 @@ class Desk:
 
     def check(self, asked: Asked, pictures: Mapping[str, list[bytes]]) -> int:
         """The steps that a request takes; InputError or Refused where it cannot be drawn, before it is accepted."""
-        from mezzotint.families.adapt import ruled
-        from mezzotint.families.settings import settle
-        from mezzotint.pipeline.admission import admitted
-
         model, request = self.pipeline.model, asked.request(self.files, *opened_all(pictures))
-        settings = settle(ruled(model, request.lora), request)
+        under = ruled(model, request.lora)
+        settings = settle(under, request)
+        answerable(under, [request], settings.guidance.scale)
         admitted(self.pipeline.house, model, request)
         return len(settings.path.steps)
 
@@ -53,8 +55,12 @@ class Desk:
 class Crew:
     """Threads of one process that draw for a store, `hands` jobs at a time."""
 
-    def __init__(self, store: Store, desks: Mapping[str, Desk], hands: int = 8) -> None:
-        self.store, self.desks = store, desks
+    def __init__(
+        self, store: Store, desks: Mapping[str, Desk], hands: int = 8, tell: Callable[[str], None] = lambda job: None
+    ) -> None:
+        """`tell` hears of every job to which something happens."""
+        self.store, self.desks, self.tell = store, desks, tell
+        self.pace = 1.0  # seconds a job, lately
         self.name = f"{socket.gethostname()[:40]}-{os.getpid()}-{hex(time.time_ns())[-6:]}"
         self.at_work = 0
         self._bell = threading.Condition()
@@ -90,10 +96,14 @@ class Crew:
                         self._bell.wait(IDLE)
                 continue
             self.at_work += 1
+            began = time.monotonic()
+            self.tell(job.id)
             try:
                 self._draw(job)
             finally:
                 self.at_work -= 1
+                self.pace += (time.monotonic() - began - self.pace) / 10
+                self.tell(job.id)
 
     def _live(self) -> None:
         while not self._ended.wait(BEAT):
@@ -113,6 +123,7 @@ class Crew:
             noted = time.monotonic()
             if not self.store.progress(job.id, self.name, index + 1, job.steps):
                 raise Lost(job.id)
+            self.tell(job.id)
 
         try:
             pictures: dict[str, list[bytes]] = {}

@@ -74,7 +74,7 @@ class Store:
         """Accept a job of so many steps and return its id; Full where too many wait, by `pace` seconds a job."""
         job = Job(id=new_id(), owner=owner, state=QUEUED, model=model, request=request, count=count,
                   created=time.time(), deadline=deadline, attempts=0, step=0, steps=steps)  # fmt: skip
-        with self._writing() as session:
+        with self.writing() as session:
             waiting = session.scalar(select(func.count()).select_from(Job).where(Job.state == QUEUED)) or 0
             if waiting >= self.room:
                 raise Full(max(1.0, pace * (waiting - self.room + 1)))
@@ -84,7 +84,7 @@ class Store:
         return job.id
 
     def get(self, id: str) -> Job | None:
-        with self._reading() as session:
+        with self.reading() as session:
             return session.get(Job, id)
 
     def listed(self, owner: str | None, limit: int = 50, before: str | None = None) -> Sequence[Job]:
@@ -94,7 +94,7 @@ class Store:
             asked = asked.where(Job.owner == owner)
         if before is not None:
             asked = asked.where(Job.id < before)
-        with self._reading() as session:
+        with self.reading() as session:
             return session.scalars(asked).all()
 
     def pictures(self, id: str, role: str | None = None, data: bool = True) -> Sequence[Picture]:
@@ -104,13 +104,13 @@ class Store:
             asked = asked.where(Picture.role == role)
         if not data:
             asked = asked.options(defer(Picture.data, raiseload=True))
-        with self._reading() as session:
+        with self.reading() as session:
             return session.scalars(asked).all()
 
     def picture(self, id: str, place: int) -> Picture | None:
         """A result."""
         asked = select(Picture).where(Picture.job == id, Picture.role == "result", Picture.place == place)
-        with self._reading() as session:
+        with self.reading() as session:
             return session.scalar(asked)
 
     def cancel(self, id: str) -> bool:
@@ -122,12 +122,12 @@ class Store:
         asked = select(func.coalesce(func.sum(Job.count), 0)).where(
             Job.owner == owner, Job.created >= since, Job.state.in_((*OPEN, DONE))
         )
-        with self._reading() as session:
+        with self.reading() as session:
             return int(session.scalar(asked) or 0)
 
     def counts(self) -> dict[str, int]:
         """Jobs by state."""
-        with self._reading() as session:
+        with self.reading() as session:
             return {state: n for state, n in session.execute(select(Job.state, func.count()).group_by(Job.state))}
 
     # From those who work.
@@ -144,7 +144,7 @@ class Store:
             .with_for_update(skip_locked=True, of=Job)
         )  # fmt: skip
         now = time.time()
-        with self._writing() as session:
+        with self.writing() as session:
             overdue = (Job.state == QUEUED, Job.deadline.is_not(None), Job.deadline < now)
             session.execute(update(Job).where(*overdue).values(state=EXPIRED, finished=now))
             job = session.scalar(next_one)
@@ -156,12 +156,12 @@ class Store:
     def progress(self, id: str, worker: str, step: int, steps: int) -> bool:
         """Note how far a job is, and that its worker lives; False where it is not this worker's any more."""
         mine = update(Job).where(Job.id == id, Job.worker == worker, Job.state == RUNNING)
-        with self._writing() as session:
+        with self.writing() as session:
             return _changed(session, mine.values(step=step, steps=steps, beat=time.time()))
 
     def alive(self, worker: str) -> None:
         """Note that a worker lives, with whatever it has."""
-        with self._writing() as session:
+        with self.writing() as session:
             session.execute(update(Job).where(Job.worker == worker, Job.state == RUNNING).values(beat=time.time()))
 
     def finish(
@@ -171,7 +171,7 @@ class Store:
         """End a job with its results, in one transaction; False, and nothing kept, where it is not this worker's."""
         mine = update(Job).where(Job.id == id, Job.worker == worker, Job.state == RUNNING)
         said = None if error is None else error[:2000]
-        with self._writing() as session:
+        with self.writing() as session:
             if not _changed(session, mine.values(state=state, finished=time.time(), error=said, cost=cost)):
                 return False
             session.add_all(_rows(id, results))
@@ -184,7 +184,7 @@ class Store:
         """
         lost = (Job.state == RUNNING, Job.beat < time.time() - silent)
         said = f"{ATTEMPTS} workers were lost with it"
-        with self._writing() as session:
+        with self.writing() as session:
             tried = update(Job).where(*lost, Job.attempts >= ATTEMPTS)
             session.execute(tried.values(state="failed", finished=time.time(), error=said, worker=None))
             back = update(Job).where(*lost).values(state=QUEUED, worker=None, beat=None, step=0)
@@ -193,22 +193,22 @@ class Store:
     def forget(self, before: float) -> int:
         """Delete jobs that ended before then, with their pictures; how many."""
         old = (Job.finished.is_not(None), Job.finished < before)
-        with self._writing() as session:
+        with self.writing() as session:
             session.execute(delete(Picture).where(Picture.job.in_(select(Job.id).where(*old))))
             return session.execute(delete(Job).where(*old)).rowcount  # type: ignore[attr-defined]
 
     def _to(self, id: str, state: str, among: Sequence[str]) -> bool:
         changes = update(Job).where(Job.id == id, Job.state.in_(among)).values(state=state, finished=time.time())
-        with self._writing() as session:
+        with self.writing() as session:
             return _changed(session, changes)
 
     @contextmanager
-    def _reading(self) -> Iterator[Session]:
+    def reading(self) -> Iterator[Session]:
         with Session(self.engine.execution_options(reads=True), expire_on_commit=False) as session:
             yield session
 
     @contextmanager
-    def _writing(self) -> Iterator[Session]:
+    def writing(self) -> Iterator[Session]:
         with Session(self.engine, expire_on_commit=False) as session, session.begin():
             yield session
 

@@ -1,0 +1,232 @@
+"""Jobs over HTTP: accept, list, look at, follow, cancel, fetch."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import hashlib
+import secrets
+import time
+from collections.abc import AsyncIterator, Mapping
+from typing import Annotated, Any, TypeAlias
+
+from fastapi import APIRouter, Depends, Path, Query, Request, Response
+from fastapi.responses import StreamingResponse
+from pydantic import Field
+from starlette.concurrency import run_in_threadpool
+
+from mezzotint.errors import InputError
+from mezzotint.serve.asked import Asked, Plain
+from mezzotint.serve.http import Trouble
+from mezzotint.serve.keys import Caller
+from mezzotint.serve.server import DAY, Server
+from mezzotint.serve.store import Given
+from mezzotint.serve.tables import DONE, OPEN, Job
+
+Encoded = Annotated[str, Field(max_length=28_000_000)]  # a picture in base64
+
+
+class Wished(Asked):
+    """A job as its caller states it: a request, its pictures in base64, and how long somebody waits for it."""
+
+    seed: Annotated[int, Field(ge=0, lt=2**62)] | None = None  # pyright: ignore[reportIncompatibleVariableOverride]
+    image: Encoded | None = None
+    mask: Encoded | None = None
+    pictures: Annotated[tuple[Encoded, ...], Field(max_length=4)] = ()  # what control networks follow, in their order
+    patience: Annotated[float, Field(gt=0, le=7 * DAY)] | None = None  # seconds
+
+
+class Made(Plain):
+    """A picture that was made."""
+
+    url: str
+    media: str
+    sha256: str
+    seed: int | None
+
+
+class Told(Plain):
+    """A job as it stands."""
+
+    id: str
+    state: str
+    model: str
+    request: dict[str, Any]
+    created: float
+    started: float | None
+    finished: float | None
+    step: int
+    steps: int
+    error: str | None
+    cost: float | None
+    pictures: list[Made]
+
+
+class Listed(Plain):
+    jobs: list[Told]
+
+
+def serving(request: Request) -> Server:
+    return request.app.state.server
+
+
+def calling(request: Request) -> Caller:
+    return request.state.caller
+
+
+Serving: TypeAlias = Annotated[Server, Depends(serving)]
+Calling: TypeAlias = Annotated[Caller, Depends(calling)]
+router = APIRouter(prefix="/v1/jobs", tags=["jobs"])
+
+
+@router.post("", status_code=202, response_model=Told)
+def create(wished: Wished, server: Serving, caller: Calling) -> Told:
+    """Accept a job; what cannot be drawn is said now."""
+    roles = {"image": [wished.image] if wished.image else [], "mask": [wished.mask] if wished.mask else [],
+             "control": list(wished.pictures)}  # fmt: skip
+    pictures = {role: [decoded(text, role) for text in texts] for role, texts in roles.items() if texts}
+    plain = wished.model_dump(exclude={"image", "mask", "pictures", "patience"})
+    deadline = None if wished.patience is None else time.time() + wished.patience
+    return told(server, accepted(server, caller, plain, pictures, deadline))
+
+
+@router.get("", response_model=Listed)
+def index(
+    server: Serving, caller: Calling, limit: Annotated[int, Query(ge=1, le=200)] = 50,
+    before: Annotated[str | None, Query(max_length=32)] = None,
+) -> Listed:  # fmt: skip
+    """The newest jobs first: the caller's own, or everybody's where the key may see them."""
+    rows = server.store.listed(None if caller.sees_all else caller.id, limit, before)
+    return Listed(jobs=[told(server, job) for job in rows])
+
+
+@router.get("/{id}", response_model=Told)
+def show(id: str, server: Serving, caller: Calling) -> Told:
+    """One job."""
+    return told(server, visible(server, caller, id))
+
+
+@router.delete("/{id}", response_model=Told)
+def cancel(id: str, server: Serving, caller: Calling) -> Told:
+    """Cancel a job that is open; one that has ended stays as it is, which is an error (409)."""
+    job = visible(server, caller, id)
+    if caller.id != job.owner and caller.role != "admin":
+        raise Trouble(403, "only its owner or an admin cancels a job", "permission_error")
+    if not server.store.cancel(id):
+        raise Trouble(409, f"job {id} has ended: it is {job.state}")
+    server.news.tell(id)
+    return told(server, visible(server, caller, id))
+
+
+@router.get("/{id}/events", response_class=StreamingResponse)
+async def events(id: str, request: Request, server: Serving, caller: Calling) -> StreamingResponse:
+    """The job as it goes on, as server-sent events: `progress`, and at last `end`."""
+    await run_in_threadpool(visible, server, caller, id)
+
+    async def lines() -> AsyncIterator[str]:
+        last = ""
+        while not await request.is_disconnected():
+            now = await run_in_threadpool(lambda: told(server, visible(server, caller, id)))
+            ended, text = now.state not in OPEN, now.model_dump_json()
+            if text != last:
+                yield f"event: {'end' if ended else 'progress'}\ndata: {text}\n\n"
+                last = text
+            else:
+                yield ": still here\n\n"
+            if ended:
+                return
+            await server.news.of(id)
+
+    return StreamingResponse(lines(), media_type="text/event-stream")
+
+
+@router.get("/{id}/pictures/{place}", response_class=Response)
+def picture(id: str, place: Annotated[int, Path(ge=0, le=1000)], server: Serving, caller: Calling) -> Response:
+    """A picture that a job has made: the signed file."""
+    visible(server, caller, id)
+    row = server.store.picture(id, place)
+    if row is None:
+        raise Trouble(404, f"job {id} has no picture {place}", "not_found_error")
+    name = f"{id}-{place}.{row.media.rpartition('/')[2]}"
+    headers = {"content-disposition": f'inline; filename="{name}"', "etag": f'"{row.sha256}"'}
+    return Response(row.data, media_type=row.media, headers=headers)
+
+
+def accepted(
+    server: Server, caller: Caller, plain: Mapping[str, Any], pictures: Mapping[str, list[bytes]],
+    deadline: float | None = None,
+) -> Job:  # fmt: skip
+    """Check a request and put it into the queue; a seed is drawn where none is given."""
+    if not caller.asks:
+        raise Trouble(403, "this key looks, and does not ask", "permission_error")
+    if server.draining:
+        raise Trouble(503, "the server is going down: ask again in a minute", "server_error", wait=60.0)
+    seed = plain.get("seed")
+    asked = Asked.model_validate({**plain, "seed": secrets.randbelow(2**31) if seed is None else seed})
+    desk = server.desks.get(asked.model)
+    if desk is None:
+        known = ", ".join(sorted(server.desks))
+        raise Trouble(404, f"no model {asked.model!r} here: {known}", code="model_not_found", param="model")
+    if caller.per_day is not None:
+        drawn = server.store.drawn_since(caller.id, time.time() - DAY)
+        if drawn + asked.count > caller.per_day:
+            raise Trouble(429, f"{drawn} of {caller.per_day} pictures a day are drawn", "insufficient_quota",
+                          "insufficient_quota", wait=3600.0)  # fmt: skip
+    steps = desk.check(asked, pictures)
+    given = [
+        Given(role, data, "application/octet-stream", hashlib.sha256(data).hexdigest(), {})
+        for role, rows in pictures.items()
+        for data in rows
+    ]
+    id = server.store.submit(caller.id, asked.model, asked.model_dump(mode="json"), asked.count, given, deadline,
+                             steps, server.pace())  # fmt: skip
+    server.crew.ring()
+    job = server.store.get(id)
+    assert job is not None
+    return job
+
+
+async def ended(server: Server, request: Request, id: str, patience: float) -> Job:
+    """The job when it has ended; cancelled where its caller goes away, or after `patience` seconds."""
+    until = time.monotonic() + patience
+    while True:
+        job = await run_in_threadpool(server.store.get, id)
+        if job is None or job.state not in OPEN:
+            break
+        if time.monotonic() > until or await request.is_disconnected():
+            await run_in_threadpool(server.store.cancel, id)
+            continue
+        await server.news.of(id)
+    if job is None:
+        raise Trouble(404, f"no job {id}", "not_found_error")
+    return job
+
+
+def visible(server: Server, caller: Caller, id: str) -> Job:
+    """A job that the caller may see; one of somebody else is as if it were not there."""
+    job = server.store.get(id)
+    if job is None or not (caller.sees_all or job.owner == caller.id):
+        raise Trouble(404, f"no job {id[:32]}", "not_found_error")
+    return job
+
+
+def told(server: Server, job: Job) -> Told:
+    rows = server.store.pictures(job.id, "result", data=False) if job.state == DONE else ()
+    made = [
+        Made(url=f"/v1/jobs/{job.id}/pictures/{row.place}", media=row.media, sha256=row.sha256,
+             seed=row.facts.get("seed"))
+        for row in rows
+    ]  # fmt: skip
+    return Told(
+        id=job.id, state=job.state, model=job.model, request=job.request, created=job.created, started=job.started,
+        finished=job.finished, step=job.step, steps=job.steps, error=job.error, cost=job.cost, pictures=made,
+    )  # fmt: skip
+
+
+def decoded(text: str, what: str) -> bytes:
+    """Base64 as people send it, with or without the prefix of a data URL."""
+    head, _, rest = text.partition(",")
+    try:
+        return base64.b64decode(rest if head.startswith("data:") else text, validate=True)
+    except (binascii.Error, ValueError) as error:
+        raise InputError(f"the {what} is no base64: {error}") from error
