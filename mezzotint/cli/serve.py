@@ -1,0 +1,161 @@
+"""`mezzotint serve`: models over HTTP."""
+
+from __future__ import annotations
+
+import ipaddress
+import re
+import signal
+import socket
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import tyro
+
+from mezzotint.cli.generate import device_of
+from mezzotint.errors import InputError
+
+NAME = re.compile(r"[\w.-]{1,80}")
+
+
+@dataclass(frozen=True)
+class Options:
+    """Serve models over HTTP: OpenAI's images API, jobs that nothing loses, and metrics.
+
+    Requests of different prompts, seeds, samplers, steps and adapters are drawn in one batch, step by step. What is
+    accepted is in the database: after a crash it is drawn by the next server on the same database, once. Every picture
+    leaves under the policy, as with `generate`.
+
+    Without keys the server answers this machine alone and takes any key; `mezzotint keys add` makes the first one.
+
+    For example:
+
+        mezzotint serve --model models/solar-cells
+        mezzotint keys add inspection-line --per-day 5000
+        mezzotint serve --model cells=models/solar-cells --host 0.0.0.0 --adapter cracks=cracks.safetensors
+    """
+
+    model: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
+    """A model folder or file, as PATH or NAME=PATH; may be given several times. The first one is the default."""
+    adapter: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
+    """A LoRA or control network that requests may ask for, as NAME=PATH."""
+    host: str = "127.0.0.1"
+    """The address to answer at; others than this machine's need keys."""
+    port: int = 8000
+    """The port."""
+    db: str | None = None
+    """The database, sqlite:///FILE or postgresql+psycopg://...; a file in the user's configuration where left out."""
+    hands: int = 8
+    """Jobs that are drawn at a time."""
+    room: int = 200
+    """Jobs that may wait; beyond it callers are told to come again (429)."""
+    batch: int = 16
+    """Images that the network sees at once, at most."""
+    policy: str | None = None
+    """A TOML file of rules, or off; the default policy where left out."""
+    dtype: Literal["float32", "bfloat16", "float16"] = "float32"
+    """The number format of weights and computation."""
+    device: str = "cpu"
+    """Where to compute: cpu, cuda, mps, or one of several such as cuda:1."""
+    drain: float = 30.0
+    """Seconds that running jobs get to end when the server is told to stop."""
+
+
+def run(options: Options) -> int:
+    """Answer until told to stop; 1 where running jobs had to be left to the next server."""
+    if not options.model:
+        raise InputError("serve: missing --model. `mezzotint serve --help` says more.")
+    for name, least in (("hands", 1), ("room", 1), ("batch", 1), ("port", 0)):
+        if getattr(options, name) < least:
+            raise InputError(f"--{name} must be at least {least}, not {getattr(options, name)}")
+    places, adapters = named(options.model, "--model"), named(options.adapter, "--adapter", True)
+    for name, path in (*places.items(), *adapters.items()):
+        if not path.exists():
+            raise InputError(f"{name}: no such file or folder: {path}")
+    import torch
+    import uvicorn
+
+    from mezzotint.batching import Batcher
+    from mezzotint.families import load
+    from mezzotint.governance import audit
+    from mezzotint.pipeline import pipeline
+    from mezzotint.serve import http, keys
+    from mezzotint.serve.app import create
+    from mezzotint.serve.crew import Desk
+    from mezzotint.serve.server import Server
+    from mezzotint.serve.store import Store
+
+    store = Store(options.db or default(), options.room)
+    free = not keys.configured(store)
+    if free and not is_here(options.host):
+        raise InputError(
+            f"--host {options.host} answers other machines, and there is no key: make one with `mezzotint keys add`."
+        )
+    desks: dict[str, Desk] = {}
+    for name, path in places.items():
+        model = load(path, device_of(options.device), getattr(torch, options.dtype))
+        made = pipeline(model, options.policy)
+        desks[name] = Desk(made, Batcher(made.model.backbone, options.batch), adapters)
+    log = next(iter(desks.values())).pipeline.house.log
+    server = Server(store, desks, free, log or audit.place(), hands=options.hands)
+    http.logged()
+    config = uvicorn.Config(
+        create(server), options.host, options.port, log_config=None, timeout_graceful_shutdown=int(options.drain),
+        server_header=False, date_header=True, lifespan="off", h11_max_incomplete_event_size=65_536,
+    )  # fmt: skip
+    who = "anybody on this machine" if free else f"{len(keys.listed(store))} keys"
+    with bound(options.host, options.port) as place:
+        port = place.getsockname()[1]
+        where = f"http://{options.host}:{port}"
+        print(f"{where} serves {', '.join(desks)} to {who}; Ctrl-C stops", file=sys.stderr, flush=True)
+        runner = uvicorn.Server(config)
+        for told in (signal.SIGTERM, signal.SIGINT):  # uvicorn raises them again when it is done, and we are not
+            signal.signal(told, lambda *_: None)
+        runner.run([place])
+    ended = server.close(options.drain)
+    store.close()
+    return 0 if runner.started and ended else 1
+
+
+def bound(host: str, port: int) -> socket.socket:
+    """The place where callers knock; InputError where it is taken, or not ours."""
+    try:
+        return socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET)
+    except OSError as error:
+        raise InputError(f"--host {host} --port {port}: {error.strerror or error}. Choose another --port.") from error
+
+
+def named(given: Sequence[str], option: str, must: bool = False) -> dict[str, Path]:
+    """NAME=PATH, or PATH by its own name."""
+    found: dict[str, Path] = {}
+    for text in given:
+        name, sign, path = text.partition("=")
+        if not sign:
+            if must:
+                raise InputError(f"{option} {text}: give it a name, as NAME=PATH")
+            name, path = Path(text).resolve().stem, text
+        if not NAME.fullmatch(name):
+            raise InputError(
+                f"{option} {text}: a name is letters, digits and . _ -, not {name!r}; give it as NAME=PATH"
+            )
+        if name in found:
+            raise InputError(f"{option}: two are named {name!r}; give them names, as NAME=PATH")
+        found[name] = Path(path)
+    return found
+
+
+def default() -> str:
+    """A file beside keys and log of this user."""
+    from mezzotint.governance.home import home
+
+    return f"sqlite:///{home() / 'jobs.db'}"
+
+
+def is_here(host: str) -> bool:
+    """Whether an address is this machine's own, which no other machine reaches."""
+    try:
+        return host == "localhost" or ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False

@@ -1,0 +1,115 @@
+"""`mezzotint serve` as a process: it answers, it is killed, and the next one finishes what was accepted."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from parts import class_model
+
+from mezzotint.cli.main import main
+from mezzotint.families import save
+from mezzotint.serve.store import Store
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    save(class_model(), tmp_path / "cells")
+    (tmp_path / "policy.toml").write_text("name = 'test'\n[pictures]\nunsafe = false\ncopies = false\n")
+    return tmp_path
+
+
+@contextmanager
+def serving(folder: Path, *more: str) -> Iterator[tuple[subprocess.Popen[str], Any]]:
+    """A server process and a client of it."""
+    environment = {**os.environ, "MEZZOTINT_HOME": str(folder / "home"), "OMP_NUM_THREADS": "1"}
+    args = [sys.executable, "-m", "mezzotint", "serve", "--model", str(folder / "cells"), "--port", "0",
+            "--policy", str(folder / "policy.toml"), *more]  # fmt: skip
+    process = subprocess.Popen(args, stderr=subprocess.PIPE, text=True, env=environment)
+    assert process.stderr is not None
+    line = process.stderr.readline()
+    found = re.match(r"(http://127\.0\.0\.1:\d+) serves cells", line)
+    assert found, line + process.stderr.read()
+    with httpx.Client(base_url=found[1], timeout=60) as client:
+        try:
+            yield process, client
+        finally:
+            process.kill()
+            process.wait()
+            process.stderr.close()
+
+
+@pytest.mark.slow
+def test_what_was_accepted_outlives_a_killed_server_and_is_done_once(folder: Path) -> None:
+    wish = {"model": "cells", "label": "crack", "steps": 200, "guidance": 1.0, "count": 4}
+    with serving(folder, "--hands", "2") as (process, client):
+        ids = [client.post("/v1/jobs", json={**wish, "seed": 10 * i}).json()["id"] for i in range(3)]
+        until = time.monotonic() + 60
+        while client.get(f"/v1/jobs/{ids[0]}").json()["step"] < 2 and time.monotonic() < until:
+            time.sleep(0.02)
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+    store = Store(f"sqlite:///{folder / 'home' / 'jobs.db'}")
+    assert store.counts() == {"running": 2, "queued": 1}
+    assert store.recover(0.0) == 2  # as the next server does after half a minute
+    store.close()
+    with serving(folder) as (process, client):
+        until = time.monotonic() + 120
+        jobs: list[Any] = []
+        while time.monotonic() < until:
+            jobs = [client.get(f"/v1/jobs/{id}").json() for id in ids]
+            if all(job["state"] == "done" for job in jobs):
+                break
+            time.sleep(0.1)
+        assert [job["state"] for job in jobs] == ["done"] * 3
+        assert all(len(job["pictures"]) == 4 for job in jobs)
+        assert client.get(jobs[0]["pictures"][3]["url"]).content.startswith(b"\x89PNG")
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(60) == 0
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ([], "missing --model"),
+        (["--model", "nowhere"], "no such file or folder: nowhere"),
+        (["--model", "a=.", "--model", "a=."], "two are named 'a'"),
+        (["--model", "a b=."], "a name is letters, digits"),
+        (["--model", ".", "--adapter", "x.safetensors"], "as NAME=PATH"),
+        (["--model", ".", "--hands", "0"], "--hands must be at least 1"),
+        (["--model", ".", "--host", "0.0.0.0"], "there is no key"),
+        (["--model", ".", "--db", "nothing"], "no database by this URL"),
+    ],
+)
+def test_what_is_wrong_is_said_in_a_line(
+    options: list[str], said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("MEZZOTINT_HOME", str(tmp_path))
+    assert main(["serve", *options]) == 2
+    error = capsys.readouterr().err
+    assert said in error and error.count("\n") <= 2
+
+
+def test_keys_are_made_shown_once_and_revoked(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("MEZZOTINT_HOME", str(tmp_path))
+    assert main(["keys", "add", "line", "--per-day", "50"]) == 0
+    secret = capsys.readouterr().out.strip()
+    assert secret.startswith("mz-") and secret.encode() not in (tmp_path / "jobs.db").read_bytes()
+    assert main(["keys", "list"]) == 0 and "line: user, any requests a minute, 50 pictures" in capsys.readouterr().out
+    for wrong, said in ((["add", "line"], "already"), (["add", "x", "--role", "king"], "no role"),
+                        (["add"], "Give a name"), (["revoke", "other"], "no key named")):  # fmt: skip
+        assert main(["keys", *wrong]) == 2
+        assert said in capsys.readouterr().err
+    assert main(["keys", "revoke", "line"]) == 0 and main(["keys", "add", "line"]) == 0
