@@ -12,7 +12,8 @@ from mezzotint.doctor.finding import GRADES, Finding
 class Cause:
     """What people call it, and the causes (or all of a topic, "sampler.*") that its presence alone can bring about.
 
-    What is seen itself, in the files or in pictures, is certain, and explains what is graver than itself, too.
+    What is seen itself, in the files or in pictures, or mends the network when it is tried, is certain, and explains
+    what is graver than itself, too.
     """
 
     title: str
@@ -35,7 +36,7 @@ CAUSES: dict[str, Cause] = {
     # what the files claim of the process
     "objective": Cause("the network answers with another objective than its files say", ("schedule.*", *DENOISING)),
     "schedule.levels": Cause("trained on other noise levels than its files say", ("schedule.start", *DENOISING)),
-    "schedule.clock": Cause("the network's clock has another scale", DENOISING),
+    "schedule.clock": Cause("the network's clock has another scale", DENOISING, certain=True),
     "schedule.terminal": Cause(
         "terminal noise is claimed otherwise than it was trained", ("schedule.start", "sampler.*", "fit.*")
     ),
@@ -45,12 +46,12 @@ CAUSES: dict[str, Cause] = {
     "schedule.start": Cause("the path does not start where the training ended", ("fit.collapsed", "sampler.steps")),
     # what a latent is
     "latent.scale": Cause(
-        "latents are scaled otherwise than in training", ("fit.*", "sampler.*", "text.*", "guidance.*")
+        "latents are scaled otherwise than in training", ("fit.*", "sampler.*", "text.*", "guidance.*"), certain=True
     ),
     "latent.shift": Cause(
-        "latents are shifted otherwise than in training", ("fit.*", "sampler.*", "text.*", "guidance.*")
+        "latents are shifted otherwise than in training", ("fit.*", "sampler.*", "text.*", "guidance.*"), certain=True
     ),
-    "latent.order": Cause("latent channels are in another order than in training", DENOISING),
+    "latent.order": Cause("latent channels are in another order than in training", DENOISING, certain=True),
     "latent.codec": Cause("the backbone was trained on another codec's latents", DENOISING),
     "latent.overflow": Cause("the codec overflows in half precision", ("weights.damaged",)),
     "latent.reconstruction": Cause("the codec does not give images back", ("fit.*",)),

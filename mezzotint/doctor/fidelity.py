@@ -58,8 +58,9 @@ def examine(case: Case) -> Checked:
     coarse = [band.kept for band in bands if band.high <= 1 / 32]
     shapes = min(coarse, default=0.0)
     blurred, noisy = _blurred(bands, kept.value), kept.value < CLEAN and _noisy(bands)
-    unlike = FAITHFUL > kept.value > UNLIKE and not noisy and not blurred and (again := _again(case, back)) > CLEAN
-    if unlike:
+    unsure = FAITHFUL > kept.value > UNLIKE and not noisy and not blurred
+    again = _again(case, back) if unsure else 0.0
+    if again > CLEAN:
         findings.append(
             Finding(
                 "latent.detail", "note",

@@ -33,6 +33,7 @@ DIVERSE = 0.35  # of the variance of the data; healthy 0.7 to 2.3
 ONLY = 1.0  # log error of the images above that of its pictures, where these are alike and nothing else is known
 NONSENSE, ASTRAY, WORSE = 0.5, 0.9, 1.0  # slopes of the target on the output, and the log error beside the second
 FORGOTTEN = 0.7  # log error on the base's pictures
+RUINED = 1.0  # the same, from which a model that is worse than its base on the images too is broken
 SHOWN = 6
 Curves = dict[str, list[tuple[float, float]]]
 
@@ -254,5 +255,6 @@ def forgotten(case: Case, own: Score, base: Model) -> Part:
         says = f"on what the base draws the error rose by {lost.value:.2f} (log, {lost.low:.2f} to {lost.high:.2f})"
         says += f", on the images it {'fell' if gained.value > 0 else 'rose'} by {abs(gained.value):.2f}"
         do = "Train anew from the base at a tenth of the rate or for fewer steps, or train an adapter."
-        finding = Finding("fit.forgotten", "harmful", says, do, strength=lost.low / bound)
+        grade = "broken" if lost.low > RUINED and gained.high < 0 else "harmful"  # its base does better at everything
+        finding = Finding("fit.forgotten", grade, says, do, strength=lost.low / bound)
     return Part(finding, measures, curves)

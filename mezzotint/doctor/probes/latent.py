@@ -93,7 +93,7 @@ def units(case: Case, measures: list[Measure]) -> list[Finding]:
     apart = given - itself.at(readings.MIDDLE).mean.value
     measures.append(Measure("log error on the user's images above that on its own", apart, bound=f"at most {APART:g}"))
     alike = float(case.drawn.latents.var(0).mean() / case.usable.var(0).mean().clamp(min=1e-9))
-    if apart > APART and given > POOR and alike > ALIKE:
+    if apart > APART and given > POOR and alike > ALIKE and not _vouched(case):
         return [
             Finding(
                 "latent.codec", "broken",
@@ -104,6 +104,16 @@ def units(case: Case, measures: list[Measure]) -> list[Finding]:
             )
         ]  # fmt: skip
     return []
+
+
+def _vouched(case: Case) -> bool:
+    """Whether a base on the same codec denoises these images, so that their latents are what it was trained on."""
+    base = case.base
+    if base is None or base.contract.latent.codec != case.bare.contract.latent.codec:
+        return False
+    steering = case.steered(base, case.images.captions, case.images.labels)
+    reading = readings.Reading("the base", base.process, case.usable, steering, base)
+    return readings.score(case, reading, readings.MIDDLE).mean.value < trials.GOOD
 
 
 def _misread(case: Case, topic: str, contest: trials.Contest, factor: float, moved: Tensor) -> list[Finding]:
