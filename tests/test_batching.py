@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import copy
+import gc
+import os
 import time
+import weakref
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
@@ -20,18 +24,21 @@ from reference_adapters import (
     apart,
     file,
     invented,
+    learned,
     loaded,
     magnitudes,
     request,
     sd1,
     sd35,
     spelled,
+    vectors,
 )  # fmt: skip
 from torch import Tensor, nn
 
 import mezzotint as mz
 from mezzotint.adapters import BACKBONE
 from mezzotint.batching import Batcher
+from mezzotint.families.adapt import adapted
 from mezzotint.generate import generate
 
 SAME = 1e-5  # relative, of the final latents: rounding
@@ -186,3 +193,18 @@ def test_trouble_in_the_network_reaches_the_runs_that_asked_for_it() -> None:
 
     found, _ = together(replace(model, backbone=_passing(model.backbone, Counted(Broken()))), [mz.Request(steps=1)] * 2)
     assert all(isinstance(each, ValueError) and "no memory" in str(each) for each in found)
+
+
+def test_the_same_files_give_the_same_network_until_one_is_written_anew(place: Path, tmp_path: Path) -> None:
+    model = replace(loaded(sd1(place)), backbone=copy.deepcopy(loaded(sd1(place)).backbone))
+    first = file(tmp_path / "a.safetensors", spelled(invented(model, LINEAR, seed=1), "diffusers"))
+    one, same = (adapted(model, [(first, 0.5)]) for _ in range(2))
+    assert one.backbone is same.backbone and one.backbone is not adapted(model, [(first, 0.6)]).backbone
+    os.utime(first, ns=(1, 1))
+    assert adapted(model, [(first, 0.5)]).backbone is not one.backbone
+    word = learned(tmp_path / "learned_embeds.safetensors", {"<plate>": vectors(2, 64)})
+    assert adapted(model, embedding=[word]).backbone is model.backbone
+    gone = weakref.ref(model.backbone)
+    del model, one, same
+    gc.collect()
+    assert gone() is None, "what is kept does not keep its base"

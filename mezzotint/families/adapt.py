@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections import OrderedDict
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
+from threading import Lock
 from typing import Any
+from weakref import WeakKeyDictionary
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from mezzotint.adapters import BACKBONE, Adapter, attach, merge, modules_of, read, read_words
 from mezzotint.checkpoints import find_weights, open_tensors, read_metadata
@@ -23,7 +26,12 @@ from mezzotint.layers.config import write_config
 from mezzotint.text import TextEncoder
 
 PEFT, HEADER = "adapter_model", "adapter_config.json"  # weights and settings in a folder that peft writes
+MOST = 8  # sets of adapters that are kept for a base
 LORA, WORDS = ("pytorch_lora_weights", PEFT), ("learned_embeds",)  # files in folders of adapters
+
+Parts = tuple[nn.Module | None, TextEncoder | None]  # None in place of the base's own backbone, which is not kept alive
+_KEPT: WeakKeyDictionary[nn.Module, OrderedDict[tuple[Any, ...], Parts]] = WeakKeyDictionary()
+_LOCK = Lock()
 
 
 def ruled(model: Model, lora: Sequence[tuple[str | Path, float]]) -> Model:
@@ -54,19 +62,46 @@ def adapted(
     """The model with adapters, each at its weight, and words of textual inversion; the given model stays as it is.
 
     Adapters compute beside the weights, or `merged` are added to copies of them; either way untouched tensors are
-    shared and the base is there to the bit in the given model. InputError where a file does not fit in full.
+    shared and the base is there to the bit in the given model. The last few are kept, as long as their base is, so that
+    requests with the same files share one network. InputError where a file does not fit in full.
     """
-    if embedding:
-        model = replace(model, text=with_words(model, [Path(path) for path in embedding]))
-    if not lora:
-        return model
-    adapters = [(read_lora(model, Path(path)), weight) for path, weight in lora]
-    model = ruled(model, lora)
-    change = merge if merged else attach
-    text = model.text
+    files, words = [(Path(path), weight) for path, weight in lora], [Path(path) for path in embedding]
+    if merged:
+        backbone, text = _adapted(model, files, words, merge)
+    else:
+        backbone, text = _beside(model, files, words)
+    return replace(ruled(model, lora), backbone=backbone or model.backbone, text=text)
+
+
+def _beside(model: Model, files: Sequence[tuple[Path, float]], words: Sequence[Path]) -> Parts:
+    key = tuple((file.resolve(), stamp(file), weight) for file, weight in (*files, *((word, None) for word in words)))
+    with _LOCK:
+        kept = _KEPT.setdefault(model.backbone, OrderedDict())
+        if key not in kept:
+            kept[key] = _adapted(model, files, words, attach)
+        kept.move_to_end(key)
+        while len(kept) > MOST:
+            kept.popitem(last=False)
+        return kept[key]
+
+
+def stamp(path: Path) -> int:
+    """When a file, or the newest in a folder, was written; 0 where there is none."""
+    inside = [path, *(path.iterdir() if path.is_dir() else ())]
+    return max((file.stat().st_mtime_ns for file in inside if file.exists()), default=0)
+
+
+def _adapted(
+    model: Model, files: Sequence[tuple[Path, float]], words: Sequence[Path], change: Callable[..., Any]
+) -> Parts:
+    text = with_words(model, words) if words else model.text
+    if not files:
+        return None, text
+    adapters = [(read_lora(replace(model, text=text), file), weight) for file, weight in files]
     if text is not None:
         text = text.with_networks({name: change(net, name, adapters) for name, net in text.networks.items()})
-    return replace(model, backbone=change(model.backbone, BACKBONE, adapters), text=text)
+    backbone = change(model.backbone, BACKBONE, adapters)
+    return None if backbone is model.backbone else backbone, text
 
 
 def read_lora(model: Model, path: Path) -> Adapter:
