@@ -169,6 +169,20 @@ def misses(every: Sequence[Answer]) -> str:
     return "\n".join(lines)
 
 
+def margins(paths: Sequence[Path]) -> str:
+    """What healthy models measure where there is a bound: how near the nearest comes to it."""
+    found: dict[tuple[str, str, str], list[float]] = defaultdict(list)
+    for text in (text for path in paths for text in path.read_text().splitlines()):
+        record = json.loads(text)
+        for probe, name, value, _, _, bound in record.get("measures", []) if not record["cause"] else []:
+            if bound and math.isfinite(value):
+                found[probe, name.partition(" (")[0], bound].append(value)
+    lines = ["| probe | measure | bound | least | most | cases |", "|---|---|---|---|---|---|"]
+    for (probe, name, bound), values in sorted(found.items()):
+        lines.append(f"| {probe} | {name} | {bound} | {min(values):.3g} | {max(values):.3g} | {len(values)} |")
+    return "\n".join(lines)
+
+
 def plot(every: Sequence[Answer], path: Path) -> None:
     """True cause by row, the cause named first by column, as shares of a row."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -211,7 +225,7 @@ def main() -> None:
     for title, text in (
         ("Summary", summary(every, idle(options.verified))), ("By cause", by_cause(every)),
         ("By model", by_model(every)), ("Pains of public threads", pains(every)),
-        ("Misses", misses(every)),
+        ("Misses", misses(every)), ("Healthy models and the bounds", margins(options.results)),
     ):  # fmt: skip
         print(f"## {title}\n\n{text}\n")
     if broken:

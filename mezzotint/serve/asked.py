@@ -93,6 +93,8 @@ def opened(data: bytes, what: str) -> Image.Image:
         if picture.width * picture.height > PIXELS:
             raise InputError(f"{what} is {picture.width}x{picture.height}: at most {PIXELS} pixels are taken")
         picture.load()
-    except (UnidentifiedImageError, OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+    except Image.DecompressionBombError as error:
+        raise InputError(f"{what} is too large: at most {PIXELS} pixels are taken") from error
+    except (UnidentifiedImageError, OSError, ValueError, SyntaxError) as error:
         raise InputError(f"{what} is no intact PNG, JPEG or WebP picture") from error
     return picture

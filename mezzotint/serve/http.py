@@ -132,8 +132,6 @@ class Door:
                 await trouble.response()(scope, receive, sent)
             else:
                 await self.app(scope, self._bounded(receive), sent)
-        except _TooLong:
-            await Trouble(413, self._too_long()).response()(scope, receive, sent)
         finally:
             seconds = time.perf_counter() - began
             await self._noted(scope, id, status, seconds)
@@ -173,7 +171,7 @@ class Door:
             message = await receive()
             read += len(message.get("body", b""))
             if read > self.server.limits.body:
-                raise _TooLong
+                raise HTTPException(413, self._too_long())
             return message
 
         return bounded
@@ -196,10 +194,6 @@ class Door:
                 await run_in_threadpool(audit.append, self.server.log, "http", facts)
             except InputError as error:
                 LOG.error(str(error), extra={"facts": facts})
-
-
-class _TooLong(Exception):
-    pass
 
 
 class Lines(logging.Formatter):
