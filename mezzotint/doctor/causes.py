@@ -77,11 +77,13 @@ CAUSES: dict[str, Cause] = {
     # adapters
     "adapter.keys": Cause("keys of the adapter match nothing in the model", ("adapter.*", "speed.*", "fit.*")),
     "adapter.base": Cause("the adapter was trained on another base", ("adapter.scale", "fit.*")),
-    "adapter.scale": Cause("the adapter acts at the wrong strength", ("fit.*", "objective", "weights.*", *DENOISING)),
+    "adapter.scale": Cause(
+        "the adapter acts at the wrong strength", ("fit.*", "objective", "weights.*", *DENOISING), certain=True
+    ),
     "adapter.empty": Cause("the adapter changes nothing", ("adapter.rank", "fit.*")),
     "adapter.rank": Cause("most of the adapter's rank is unused"),
     "adapter.text": Cause("the adapter's text-encoder part is missing", ("fit.*",)),
-    "adapter.blend": Cause("adapters work against each other", ("fit.*", *DENOISING)),
+    "adapter.blend": Cause("adapters work against each other", ("fit.*", *DENOISING), certain=True),
     "adapter.finite": Cause("the adapter holds numbers that are not finite", ("*",)),
     # weights
     "weights.finite": Cause("weights hold numbers that are not finite", ("*",)),
