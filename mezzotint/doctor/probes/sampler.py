@@ -146,7 +146,7 @@ def _start(case: Case, measures: list[Measure]) -> list[Finding]:
             return []
         ends, own = paths(case)
         mine, other = apart(own, ends), apart(case.draw(trailing(model), PICTURES).latents, ends)
-        needed = BETTER if mine.value > FAR >= other.value else WORSE  # from a bad path to one that is not
+        needed = BETTER if mine.high > FAR >= other.high else WORSE  # from what may be a bad path to one that is none
         measures += [
             measured("error of the path from its start", mine),
             measured("the same with trailing spacing", other, f"at least 1/{needed:g} of it"),
