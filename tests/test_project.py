@@ -209,3 +209,9 @@ def loaded_after(code: str) -> set[str]:
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     return set(json.loads(done.stdout.splitlines()[-1]))
+
+
+def test_the_demo_installs_what_its_pictures_are_signed_with() -> None:
+    extras = tomllib.loads((PACKAGE.parent / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    assert "mezzotint[govern]" in extras["demo"]
+    assert "-e '.[demo]'" in (PACKAGE.parent / "Makefile").read_text()
