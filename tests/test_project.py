@@ -28,7 +28,8 @@ LEVELS = {
     "generate": 4, "batching": 4,
     "pipeline": 5,
     "training": 6, "synthesis": 6, "evaluate": 6, "plan": 6, "doctor": 6,
-    "cli": 7, "serve": 7,
+    "serve": 7,
+    "cli": 8,
 }  # fmt: skip
 
 # On levels 0 and 1 parts see only their own column's lower level.

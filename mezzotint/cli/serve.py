@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import ipaddress
+import json
 import re
-import signal
-import socket
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -61,6 +60,8 @@ class Options:
     """Where to compute: cpu, cuda, mps, or one of several such as cuda:1."""
     drain: float = 30.0
     """Seconds that running jobs get to end when the server is told to stop."""
+    json: bool = False
+    """Print the address as JSON when it answers."""
 
 
 def run(options: Options) -> int:
@@ -75,15 +76,14 @@ def run(options: Options) -> int:
         if not path.exists():
             raise InputError(f"{name}: no such file or folder: {path}")
     import torch
-    import uvicorn
 
     from mezzotint.batching import Batcher
     from mezzotint.families import load
     from mezzotint.governance import audit
     from mezzotint.pipeline import pipeline
-    from mezzotint.serve import http, keys
-    from mezzotint.serve.app import create
+    from mezzotint.serve import keys
     from mezzotint.serve.crew import Desk
+    from mezzotint.serve.run import answer
     from mezzotint.serve.server import Server
     from mezzotint.serve.store import Store
 
@@ -100,31 +100,16 @@ def run(options: Options) -> int:
         desks[name] = Desk(made, Batcher(made.model.backbone, options.batch), adapters)
     log = next(iter(desks.values())).pipeline.house.log
     server = Server(store, desks, free, log or audit.place(), hands=options.hands)
-    http.logged()
-    config = uvicorn.Config(
-        create(server), options.host, options.port, log_config=None, timeout_graceful_shutdown=int(options.drain),
-        server_header=False, date_header=True, lifespan="off", h11_max_incomplete_event_size=65_536,
-    )  # fmt: skip
     who = "anybody on this machine" if free else f"{len(keys.listed(store))} keys"
-    with bound(options.host, options.port) as place:
-        port = place.getsockname()[1]
-        where = f"http://{options.host}:{port}"
-        print(f"{where} serves {', '.join(desks)} to {who}; Ctrl-C stops", file=sys.stderr, flush=True)
-        runner = uvicorn.Server(config)
-        for told in (signal.SIGTERM, signal.SIGINT):  # uvicorn raises them again when it is done, and we are not
-            signal.signal(told, lambda *_: None)
-        runner.run([place])
-    ended = server.close(options.drain)
+
+    def ready(address: str) -> None:
+        if options.json:
+            print(json.dumps({"url": address, "models": list(desks), "keys": not free}), flush=True)
+        print(f"{address} serves {', '.join(desks)} to {who}; Ctrl-C stops", file=sys.stderr, flush=True)
+
+    ended = answer(server, options.host, options.port, options.drain, ready)
     store.close()
-    return 0 if runner.started and ended else 1
-
-
-def bound(host: str, port: int) -> socket.socket:
-    """The place where callers knock; InputError where it is taken, or not ours."""
-    try:
-        return socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET)
-    except OSError as error:
-        raise InputError(f"--host {host} --port {port}: {error.strerror or error}. Choose another --port.") from error
+    return 0 if ended else 1
 
 
 def named(given: Sequence[str], option: str, must: bool = False) -> dict[str, Path]:
