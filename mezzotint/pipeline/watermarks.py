@@ -22,6 +22,9 @@ from mezzotint.request import Request
 def looked_for(chain: Chain, picture: Image, model: Model | None, places: Places) -> None:
     """Add a hop for the watermark; where nothing else vouches for the picture, the record of the mark that is found."""
     named = ((chain.record or {}).get("governance") or {}).get("watermark")
+    if chain.record is not None and not named:
+        chain.hops.append(Hop("watermark", None, "its record says that it carries none"))
+        return
     try:
         key = shading.key_at(places.key)
     except InputError as error:
