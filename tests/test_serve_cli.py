@@ -16,9 +16,16 @@ from typing import Any
 import httpx
 import pytest
 from parts import class_model
+from test_plan import SPEEDS
 
 from mezzotint.cli.main import main
 from mezzotint.families import save
+from mezzotint.plan import calibrate
+from mezzotint.plan.generating import Job, generating
+from mezzotint.plan.machines import Machine
+from mezzotint.plan.subject import find
+from mezzotint.serve.asked import Asked
+from mezzotint.serve.prices import Prices
 from mezzotint.serve.store import Store
 
 
@@ -89,15 +96,33 @@ def test_what_was_accepted_outlives_a_killed_server_and_is_done_once(folder: Pat
         (["--model", ".", "--hands", "0"], "--hands must be at least 1"),
         (["--model", ".", "--host", "0.0.0.0"], "there is no key"),
         (["--model", ".", "--db", "nothing"], "no database by this URL"),
+        (["--model", "CELLS", "--price-per-hour", "2"], "cpu was not measured yet"),
     ],
 )
 def test_what_is_wrong_is_said_in_a_line(
     options: list[str], said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("MEZZOTINT_HOME", str(tmp_path))
-    assert main(["serve", *options]) == 2
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    if "CELLS" in options:
+        save(class_model(), tmp_path / "cells")
+    assert main(["serve", *(str(tmp_path / "cells") if word == "CELLS" else word for word in options)]) == 2
     error = capsys.readouterr().err
     assert said in error and error.count("\n") <= 2
+
+
+def test_a_job_costs_what_the_plan_says(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(folder))
+    machine = Machine("test", "cpu", 8e9, {"float32": SPEEDS}, 1e-6, 0.0, "made up", True, {"forward": 1.0})
+    calibrate.keep(machine, "cpu")
+    prices = Prices(folder / "cells", "float32", "cpu", 3.6)
+    asked = Asked(model="cells", seed=1, label="crack", steps=3, guidance=1.0, count=2)
+    job = Job(steps=3, guidance=1.0, images=2, batch=2)
+    expected = generating(find(str(folder / "cells")), job, machine).seconds
+    assert expected is not None and prices.of(asked) == pytest.approx(expected / 1000) and expected > 0
+    more, again = prices.of(asked.model_copy(update={"steps": 6})), prices.of(asked)
+    assert more is not None and again is not None and more > 1.5 * again
+    prices.close()
 
 
 def test_keys_are_made_shown_once_and_revoked(

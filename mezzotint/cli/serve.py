@@ -6,15 +6,18 @@ import ipaddress
 import json
 import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import tyro
 
 from mezzotint.cli.generate import device_of
 from mezzotint.errors import InputError
+
+if TYPE_CHECKING:
+    from mezzotint.serve.asked import Asked
 
 NAME = re.compile(r"[\w.-]{1,80}")
 
@@ -58,6 +61,8 @@ class Options:
     """The number format of weights and computation."""
     device: str = "cpu"
     """Where to compute: cpu, cuda, mps, or one of several such as cuda:1."""
+    price_per_hour: float | None = None
+    """What an hour of this machine costs: every job then says what its pictures cost, by the plan."""
     drain: float = 30.0
     """Seconds that running jobs get to end when the server is told to stop."""
     json: bool = False
@@ -97,7 +102,8 @@ def run(options: Options) -> int:
     for name, path in places.items():
         model = load(path, device_of(options.device), getattr(torch, options.dtype))
         made = pipeline(model, options.policy)
-        desks[name] = Desk(made, Batcher(made.model.backbone, options.batch), adapters)
+        batcher = Batcher(made.model.backbone, options.batch)
+        desks[name] = Desk(made, batcher, adapters, prices(options, path))
     log = next(iter(desks.values())).pipeline.house.log
     server = Server(store, desks, free, log or audit.place(), hands=options.hands)
     who = "anybody on this machine" if free else f"{len(keys.listed(store))} keys"
@@ -110,6 +116,22 @@ def run(options: Options) -> int:
     ended = answer(server, options.host, options.port, options.drain, ready)
     store.close()
     return 0 if ended else 1
+
+
+def prices(options: Options, path: Path) -> Callable[[Asked], float | None]:
+    """What requests to a model cost, where the machine has a price; InputError where it was not measured."""
+    if options.price_per_hour is None:
+        return lambda asked: None
+    from mezzotint.plan import calibrate
+    from mezzotint.serve.prices import Prices
+
+    if not 0 <= options.price_per_hour < float("inf"):
+        raise InputError(f"--price-per-hour must be a number of at least 0, not {options.price_per_hour:g}")
+    if calibrate.kept(options.device) is None:
+        raise InputError(
+            f"--price-per-hour: {options.device} was not measured yet: run `mezzotint plan --calibrate` once."
+        )
+    return Prices(path, options.dtype, options.device, options.price_per_hour).of
 
 
 def named(given: Sequence[str], option: str, must: bool = False) -> dict[str, Path]:
