@@ -157,14 +157,29 @@ def test_answers_carry_what_keeps_browsers_safe_and_every_request_is_logged(hous
         for each in (answer, bad):
             assert "default-src 'self'" in each.headers["content-security-policy"]
             assert each.headers["x-content-type-options"] == "nosniff" and each.headers["cache-control"] == "no-store"
+        wrong = client.put("/v1/jobs/x")
+        assert wrong.status_code == 405 and wrong.headers["allow"] == "DELETE, GET"
         assert bad.status_code == 404 and bad.json()["error"]["type"] == "invalid_request_error"
         assert client.get("/health").json() == {"status": "ok"} and client.get("/ready").json() == {"status": "ready"}
         text = client.get("/metrics").text
         assert 'mezzotint_requests_total{method="GET",route="/v1/models",status="200"} 1.0' in text
         assert 'mezzotint_jobs{state="queued"} 0.0' in text
     rows = [json.loads(line) for line in house.log.read_text().splitlines()]
-    assert [(row["facts"]["path"], row["facts"]["status"]) for row in rows] == [("/v1/models", 200), ("/v1/none", 404)]
+    assert [(row["facts"]["path"], row["facts"]["status"]) for row in rows] == [
+        ("/v1/models", 200), ("/v1/none", 404), ("/v1/jobs/x", 405),
+    ]  # fmt: skip
     assert audit.check(house.log).whole
+
+
+def test_the_document_names_every_answer(house: House) -> None:
+    with house.client() as client:
+        found = client.get("/v1/openapi.json").json()
+    for path, methods in found["paths"].items():
+        for method, route in methods.items():
+            if path.startswith("/v1/"):
+                assert {"400", "401", "413", "429", "500"} <= set(route["responses"]), (method, path)
+    body = found["paths"]["/v1/images/edits"]["post"]["requestBody"]["content"]["multipart/form-data"]["schema"]
+    assert {"prompt", "image"} <= set(body["required"])
 
 
 @pytest.mark.parametrize("house", [{"open": False}], indirect=True)

@@ -44,7 +44,7 @@ class Asked(Plain):
     negative: Text = ""
     label: Annotated[int, Field(ge=0)] | Annotated[str, Field(max_length=200)] | None = None
     count: Annotated[int, Field(ge=1, le=16)] = 1
-    seed: Annotated[int, Field(ge=0, lt=2**62)]
+    seed: Annotated[int, Field(ge=0, lt=2**53)]
     width: Side | None = None
     height: Side | None = None
     sampler: Annotated[str, Field(max_length=40, json_schema_extra={"enum": list(SAMPLERS)})] | None = None

@@ -14,8 +14,10 @@ from typing import Any, TypeAlias
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
+from pydantic import BaseModel
 from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException
+from starlette.routing import Match
 
 from mezzotint.errors import InputError, Refused
 from mezzotint.governance import audit
@@ -37,6 +39,38 @@ HEADERS = {
     "referrer-policy": "no-referrer", "cross-origin-resource-policy": "same-origin",
     "permissions-policy": "camera=(), microphone=(), geolocation=()", "cache-control": "no-store",
 }  # fmt: skip
+
+
+class Said(BaseModel):
+    """What went wrong."""
+
+    message: str
+    type: str
+    param: str | None
+    code: str | None
+
+
+class Failure(BaseModel):
+    """An answer that is an error."""
+
+    error: Said
+
+
+FAILURES: dict[int | str, dict[str, Any]] = {
+    status: {"model": Failure, "description": says}
+    for status, says in {
+        400: "the request is wrong, or the policy refuses it", 401: "no key, or an unknown one", 413: "too long",
+        429: "too many requests, too many jobs, or a spent quota: see Retry-After", 500: "something broke",
+    }.items()
+}  # fmt: skip
+
+
+def failures(*more: int) -> dict[int | str, dict[str, Any]]:
+    """The errors that every route may answer with, and these."""
+    says = {403: "this key may not", 404: "there is none", 409: "it has ended", 503: "the server is going down"}
+    return FAILURES | {status: {"model": Failure, "description": says[status]} for status in more}
+
+
 Scope: TypeAlias = MutableMapping[str, Any]
 Message: TypeAlias = MutableMapping[str, Any]
 Receive: TypeAlias = Callable[[], Awaitable[Message]]
@@ -89,6 +123,8 @@ def answers(app: FastAPI) -> None:
     async def other(request: Request, error: HTTPException) -> JSONResponse:
         found = Trouble(error.status_code, f"{error.detail}").response()
         found.headers.update(error.headers or {})
+        if error.status_code == 405:  # a route of the framework knows its own methods alone
+            found.headers["allow"] = ", ".join(sorted(methods(request)))
         return found
 
     @app.exception_handler(Exception)
@@ -97,6 +133,13 @@ def answers(app: FastAPI) -> None:
         return Trouble(
             500, f"something broke here; the log says more under {request.state.id}", "server_error"
         ).response()
+
+
+def methods(request: Request) -> set[str]:
+    """What the place of a request can be asked for."""
+    scope = {**request.scope, "method": ""}
+    matching = (route for route in request.app.routes if route.matches(scope)[0] is not Match.NONE)
+    return {method for route in matching for method in getattr(route, "methods", None) or ()}
 
 
 class Door:

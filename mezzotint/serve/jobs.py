@@ -16,8 +16,8 @@ from pydantic import Field
 from starlette.concurrency import run_in_threadpool
 
 from mezzotint.errors import InputError
-from mezzotint.serve.asked import Asked, Plain
-from mezzotint.serve.http import Trouble
+from mezzotint.serve.asked import MEDIA, Asked, Plain
+from mezzotint.serve.http import Trouble, failures
 from mezzotint.serve.keys import Caller
 from mezzotint.serve.server import DAY, Server
 from mezzotint.serve.store import Given
@@ -29,7 +29,7 @@ Encoded = Annotated[str, Field(max_length=28_000_000)]  # a picture in base64
 class Wished(Asked):
     """A job as its caller states it: a request, its pictures in base64, and how long somebody waits for it."""
 
-    seed: Annotated[int, Field(ge=0, lt=2**62)] | None = None  # pyright: ignore[reportIncompatibleVariableOverride]
+    seed: Annotated[int, Field(ge=0, lt=2**53)] | None = None  # pyright: ignore[reportIncompatibleVariableOverride]
     image: Encoded | None = None
     mask: Encoded | None = None
     pictures: Annotated[tuple[Encoded, ...], Field(max_length=4)] = ()  # what control networks follow, in their order
@@ -76,10 +76,13 @@ def calling(request: Request) -> Caller:
 
 Serving: TypeAlias = Annotated[Server, Depends(serving)]
 Calling: TypeAlias = Annotated[Caller, Depends(calling)]
-router = APIRouter(prefix="/v1/jobs", tags=["jobs"])
+KINDS: dict[str, Any] = {media: {} for media in MEDIA.values()}
+FILES: dict[int | str, Any] = {200: {"content": KINDS, "description": "the signed file"}}
+EVENTS: dict[int | str, Any] = {200: {"content": {"text/event-stream": {}}, "description": "until the job has ended"}}
+router = APIRouter(prefix="/v1/jobs", tags=["jobs"], responses=failures())
 
 
-@router.post("", status_code=202, response_model=Told)
+@router.post("", status_code=202, response_model=Told, responses=failures(403, 404, 503))
 def create(wished: Wished, server: Serving, caller: Calling) -> Told:
     """Accept a job; what cannot be drawn is said now."""
     roles = {"image": [wished.image] if wished.image else [], "mask": [wished.mask] if wished.mask else [],
@@ -100,13 +103,13 @@ def index(
     return Listed(jobs=[told(server, job) for job in rows])
 
 
-@router.get("/{id}", response_model=Told)
+@router.get("/{id}", response_model=Told, responses=failures(404))
 def show(id: str, server: Serving, caller: Calling) -> Told:
     """One job."""
     return told(server, visible(server, caller, id))
 
 
-@router.delete("/{id}", response_model=Told)
+@router.delete("/{id}", response_model=Told, responses=failures(403, 404, 409))
 def cancel(id: str, server: Serving, caller: Calling) -> Told:
     """Cancel a job that is open; one that has ended stays as it is, which is an error (409)."""
     job = visible(server, caller, id)
@@ -118,7 +121,7 @@ def cancel(id: str, server: Serving, caller: Calling) -> Told:
     return told(server, visible(server, caller, id))
 
 
-@router.get("/{id}/events", response_class=StreamingResponse)
+@router.get("/{id}/events", response_class=StreamingResponse, responses=failures(404) | EVENTS)
 async def events(id: str, request: Request, server: Serving, caller: Calling) -> StreamingResponse:
     """The job as it goes on, as server-sent events: `progress`, and at last `end`."""
     await run_in_threadpool(visible, server, caller, id)
@@ -140,7 +143,7 @@ async def events(id: str, request: Request, server: Serving, caller: Calling) ->
     return StreamingResponse(lines(), media_type="text/event-stream")
 
 
-@router.get("/{id}/pictures/{place}", response_class=Response)
+@router.get("/{id}/pictures/{place}", response_class=Response, responses=failures(404) | FILES)
 def picture(id: str, place: Annotated[int, Path(ge=0, le=1000)], server: Serving, caller: Calling) -> Response:
     """A picture that a job has made: the signed file."""
     visible(server, caller, id)

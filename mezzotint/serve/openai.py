@@ -14,12 +14,12 @@ from starlette.concurrency import run_in_threadpool
 
 from mezzotint.errors import InputError
 from mezzotint.serve.asked import Added, Plain, Share, Text, opened
-from mezzotint.serve.http import Trouble
+from mezzotint.serve.http import Trouble, failures
 from mezzotint.serve.jobs import Calling, Serving, accepted, ended
 from mezzotint.serve.server import Server
 from mezzotint.serve.tables import DONE, REFUSED, Job
 
-router = APIRouter(prefix="/v1", tags=["openai"])
+router = APIRouter(prefix="/v1", tags=["openai"], responses=failures())
 UNUSED = ("quality", "style", "background", "moderation", "output_compression", "user", "input_fidelity",
           "partial_images", "stream")  # fmt: skip
 
@@ -46,7 +46,7 @@ class Wanted(BaseModel):
     # ours
     negative: Text = ""
     label: int | str | None = None
-    seed: Annotated[int, Field(ge=0, lt=2**62)] | None = None
+    seed: Annotated[int, Field(ge=0, lt=2**53)] | None = None
     sampler: str | None = None
     steps: Annotated[int, Field(ge=1, le=200)] | None = None
     guidance: Annotated[float, Field(ge=0.0, le=50.0)] | None = None
@@ -98,7 +98,7 @@ def models(server: Serving, caller: Calling) -> Models:
     return Models(data=[Known(id=name) for name in server.desks])
 
 
-@router.get("/models/{name}", response_model=Known)
+@router.get("/models/{name}", response_model=Known, responses=failures(404))
 def model(name: str, server: Serving, caller: Calling) -> Known:
     """One of them."""
     if name not in server.desks:
@@ -106,10 +106,22 @@ def model(name: str, server: Serving, caller: Calling) -> Known:
     return Known(id=name)
 
 
-@router.post("/images/generations", response_model=Images, response_model_exclude_none=True)
+@router.post(
+    "/images/generations", response_model=Images, response_model_exclude_none=True, responses=failures(403, 404, 503)
+)
 async def generations(wanted: Wanted, request: Request, server: Serving, caller: Calling) -> Images:
     """Draw, and answer with the pictures."""
     return await _drawn(request, server, caller, wanted, {})
+
+
+def form() -> dict[str, Any]:
+    """An edit's body as OpenAPI describes it: the fields of a request, and files."""
+    schema = Wanted.model_json_schema(ref_template="#/components/schemas/{model}")
+    schema.pop("$defs", None)
+    file = {"type": "string", "format": "binary"}
+    schema["properties"] = {**schema["properties"], "image": file, "mask": file}
+    schema["required"] = [*schema["required"], "image"]
+    return {"required": True, "content": {"multipart/form-data": {"schema": schema}}}
 
 
 async def uploads(request: Request) -> tuple[Wanted, dict[str, list[bytes]]]:
@@ -133,7 +145,10 @@ async def uploads(request: Request) -> tuple[Wanted, dict[str, list[bytes]]]:
         raise RequestValidationError(error.errors()) from error
 
 
-@router.post("/images/edits", response_model=Images, response_model_exclude_none=True)
+@router.post(
+    "/images/edits", response_model=Images, response_model_exclude_none=True, responses=failures(403, 404, 503),
+    openapi_extra={"requestBody": form()},
+)  # fmt: skip
 async def edits(request: Request, server: Serving, caller: Calling) -> Images:
     """Repaint where the mask is transparent, or white where nothing of it is; without a mask the whole picture."""
     wanted, pictures = await uploads(request)
