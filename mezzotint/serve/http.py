@@ -17,7 +17,7 @@ from fastapi.responses import JSONResponse
 from pydantic import BaseModel
 from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException
-from starlette.routing import Match
+from starlette.routing import compile_path
 
 from mezzotint.errors import InputError, Refused
 from mezzotint.governance import audit
@@ -137,9 +137,9 @@ def answers(app: FastAPI) -> None:
 
 def methods(request: Request) -> set[str]:
     """What the place of a request can be asked for."""
-    scope = {**request.scope, "method": ""}
-    matching = (route for route in request.app.routes if route.matches(scope)[0] is not Match.NONE)
-    return {method for route in matching for method in getattr(route, "methods", None) or ()}
+    paths: dict[str, dict[str, Any]] = request.app.openapi()["paths"]
+    here = [known for path, known in paths.items() if compile_path(path)[0].match(request.url.path)]
+    return {method.upper() for known in here for method in known}
 
 
 class Door:
