@@ -19,6 +19,7 @@ import mezzotint as mz
 from mezzotint.batching import Batcher
 from mezzotint.errors import InputError, Refused
 from mezzotint.governance.policy import Policy
+from mezzotint.serve import crew as crew_module
 from mezzotint.serve.asked import Asked, opened
 from mezzotint.serve.crew import Crew, Desk
 from mezzotint.serve.store import Given, Store
@@ -115,6 +116,41 @@ def test_a_job_that_is_cancelled_stops_and_leaves_nothing(store: Store) -> None:
     assert store.cancel(id)
     assert crew.close(patience=20), "the hand was free again"
     assert slow.calls < 20 and ended(store, id).state == CANCELLED and store.pictures(id) == []
+
+
+def test_a_database_that_stumbles_costs_time_and_no_job(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    stumbles = {"claim": 1, "finish": 1, "progress": 1}
+
+    class Stumbling(Store):
+        def __init__(self) -> None:
+            self.engine, self.room = store.engine, store.room
+
+        def claim(self, *asked: Any) -> Any:
+            return self._once("claim", *asked)
+
+        def finish(self, *asked: Any, **more: Any) -> Any:
+            return self._once("finish", *asked, **more)
+
+        def progress(self, *asked: Any) -> Any:
+            return self._once("progress", *asked)
+
+        def recover(self, silent: float = 0.5) -> int:
+            return super().recover(silent)
+
+        def _once(self, name: str, *asked: Any, **more: Any) -> Any:
+            if stumbles[name]:
+                stumbles[name] -= 1
+                raise OSError("the disk is full")
+            return getattr(Store, name)(self, *asked, **more)
+
+    monkeypatch.setattr(crew_module, "TROUBLE", 0.05)
+    monkeypatch.setattr(crew_module, "RECOVERED", 0.2)
+    desk_ = desk()
+    crew = Crew(Stumbling(), {"cells": desk_}, hands=2)
+    id = submit(store, desk_)
+    job = ended(store, id)
+    assert job.state == DONE and job.attempts == 2 and len(store.pictures(id, "result")) == 1
+    assert not any(stumbles[name] for name in ("claim", "finish")) and crew.close()
 
 
 def test_what_cannot_be_drawn_ends_with_its_reason(store: Store) -> None:

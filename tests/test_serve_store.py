@@ -65,11 +65,11 @@ def test_migrations_lead_to_the_tables_as_the_code_has_them(store: Store) -> Non
 
 
 def test_a_job_goes_its_way_with_its_pictures(store: Store) -> None:
-    id = submitted(store, given=[given("image", b"in"), given("mask", b"where")])
+    id = submitted(store, given=[given("image", b"in"), given("mask", b"where")], steps=8)
     job = store.claim("w", ["cells"])
     assert job is not None and job.id == id and job.request == {"prompt": "a crack", "seed": 3}
     assert [(p.role, p.place, p.data) for p in store.pictures(id)] == [("image", 0, b"in"), ("mask", 0, b"where")]
-    assert store.progress(id, "w", 3, 8)
+    assert store.progress("w", {id: 3, "nobody": 1}) == {id}
     assert (found := store.get(id)) is not None and (found.state, found.step, found.steps) == (RUNNING, 3, 8)
     assert store.finish(id, "w", DONE, [given("result", b"a"), given("result", b"b")], cost=0.25)
     assert (done := store.get(id)) is not None and done.state == DONE and done.cost == 0.25
@@ -84,7 +84,7 @@ def test_nobody_else_finishes_a_job_and_nobody_twice(store: Store) -> None:
     id = submitted(store)
     assert store.claim("w", ["cells"]) is not None
     assert not store.finish(id, "other", DONE, [given("result", b"x")])
-    assert not store.progress(id, "other", 1, 2)
+    assert store.progress("other", {id: 1}) == set()
     assert store.finish(id, "w", DONE, [given("result", b"a")])
     assert not store.finish(id, "w", DONE, [given("result", b"b")])
     assert [p.data for p in store.pictures(id, "result")] == [b"a"]
@@ -126,7 +126,7 @@ def test_what_nobody_waits_for_is_not_drawn_and_what_is_cancelled_stays_so(store
     assert (job := store.claim("w", ["cells"])) is not None and job.id == soon
     assert (gone := store.get(late)) is not None and gone.state == EXPIRED
     assert store.cancel(soon) and not store.cancel(soon) and not store.cancel(late)
-    assert not store.progress(soon, "w", 1, 2), "the worker hears of it"
+    assert store.progress("w", {soon: 1}) == set(), "the worker hears of it"
     assert not store.finish(soon, "w", DONE, [given("result", b"a")])
     assert (job := store.get(soon)) is not None and job.state == CANCELLED
 

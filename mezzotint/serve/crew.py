@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 import os
 import socket
 import threading
 import time
-import traceback
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from mezzotint.batching import Batcher
 from mezzotint.errors import InputError, Refused
@@ -25,8 +25,13 @@ from mezzotint.serve.store import Given, Store
 from mezzotint.serve.tables import DONE, FAILED, REFUSED, Job
 
 IDLE = 0.5  # seconds between looks into an empty queue, where nobody rings
-NOTED = 0.25  # seconds between notes of how far a job is
-BEAT = 5.0  # seconds between signs of life
+NOTED = 0.25  # seconds between notes of how far the jobs are, which are signs of life as well
+RECOVERED = 5.0  # seconds between looks for the jobs of the dead
+TROUBLE = 2.0  # seconds after which a database that did not answer is asked again
+LOG = logging.getLogger("mezzotint.serve")
+
+
+Found = TypeVar("Found")
 
 
 class Lost(Exception):
@@ -62,14 +67,20 @@ class Crew:
         self.store, self.desks, self.tell = store, desks, tell
         self.pace = 1.0  # seconds a job, lately
         self.name = f"{socket.gethostname()[:40]}-{os.getpid()}-{hex(time.time_ns())[-6:]}"
-        self.at_work = 0
+        self._steps: dict[str, int] = {}  # of the jobs in hand
+        self._lost: set[str] = set()  # of these, those that are somebody else's by now
         self._bell = threading.Condition()
         self._open = True
         self._ended = threading.Event()
         self._threads = [threading.Thread(target=self._work, name=f"hand {i}", daemon=True) for i in range(hands)]
-        self._threads.append(threading.Thread(target=self._live, name="beat", daemon=True))
+        self._threads.append(threading.Thread(target=self._note, name="notes", daemon=True))
         for thread in self._threads:
             thread.start()
+
+    @property
+    def at_work(self) -> int:
+        """Jobs in hand."""
+        return len(self._steps)
 
     def ring(self) -> None:
         """There is a new job."""
@@ -89,41 +100,55 @@ class Crew:
 
     def _work(self) -> None:
         while self._open:
-            job = self.store.claim(self.name, list(self.desks))
+            job = self._asked(lambda: self.store.claim(self.name, list(self.desks)))
             if job is None:
                 with self._bell:
                     if self._open:
                         self._bell.wait(IDLE)
                 continue
-            self.at_work += 1
             began = time.monotonic()
+            self._steps[job.id] = 0
             self.tell(job.id)
             try:
-                self._draw(job)
+                self._asked(lambda job=job: self._draw(job))
             finally:
-                self.at_work -= 1
+                del self._steps[job.id]
+                self._lost.discard(job.id)
                 self.pace += (time.monotonic() - began - self.pace) / 10
                 self.tell(job.id)
 
-    def _live(self) -> None:
-        while not self._ended.wait(BEAT):
-            self.store.alive(self.name)
-            if self.store.recover():
-                self.ring()
+    def _note(self) -> None:
+        """Write down how far the jobs in hand are: on a thread of its own, so that no batch waits for the disk."""
+        looked = time.monotonic()
+        while not self._ended.wait(NOTED):
+            steps = dict(self._steps)
+            if steps:
+                mine = self._asked(lambda steps=steps: self.store.progress(self.name, steps))
+                self._lost |= set() if mine is None else (steps.keys() - mine) & self._steps.keys()
+                for id in steps:
+                    self.tell(id)
+            if time.monotonic() - looked > RECOVERED:
+                looked = time.monotonic()
+                if self._asked(self.store.recover):
+                    self.ring()
+
+    def _asked(self, ask: Callable[[], Found]) -> Found | None:
+        """What the database says; None, after a while and with a word in the log, where it does not answer."""
+        try:
+            return ask()
+        except Exception:
+            LOG.exception("the database did not answer")
+            self._ended.wait(TROUBLE)
+            return None
 
     def _draw(self, job: Job) -> None:
         """Draw a job and write down what came of it; whatever goes wrong is the job's end and not the worker's."""
         desk, asked = self.desks[job.model], Asked.model_validate(job.request)
-        noted = 0.0
 
         def watch(index: int, step: Any, x: Any, history: Any) -> None:
-            nonlocal noted
-            if time.monotonic() - noted < NOTED:
-                return
-            noted = time.monotonic()
-            if not self.store.progress(job.id, self.name, index + 1, job.steps):
+            self._steps[job.id] = index + 1
+            if job.id in self._lost:
                 raise Lost(job.id)
-            self.tell(job.id)
 
         try:
             pictures: dict[str, list[bytes]] = {}
@@ -140,7 +165,7 @@ class Crew:
             self.store.finish(job.id, self.name, FAILED, error=str(error))
             return
         except Exception as error:
-            traceback.print_exc()
+            LOG.exception("a job failed", extra={"facts": {"job": job.id}})
             self.store.finish(job.id, self.name, FAILED, error=f"{type(error).__name__}: the server's log says more")
             return
         results = [

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import secrets
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -153,16 +153,15 @@ class Store:
                 job.attempts += 1
             return job
 
-    def progress(self, id: str, worker: str, step: int, steps: int) -> bool:
-        """Note how far a job is, and that its worker lives; False where it is not this worker's any more."""
-        mine = update(Job).where(Job.id == id, Job.worker == worker, Job.state == RUNNING)
+    def progress(self, worker: str, steps: Mapping[str, int]) -> set[str]:
+        """Note how far a worker's jobs are, and that it lives; those that are its own still."""
+        now, mine = time.time(), set[str]()
         with self.writing() as session:
-            return _changed(session, mine.values(step=step, steps=steps, beat=time.time()))
-
-    def alive(self, worker: str) -> None:
-        """Note that a worker lives, with whatever it has."""
-        with self.writing() as session:
-            session.execute(update(Job).where(Job.worker == worker, Job.state == RUNNING).values(beat=time.time()))
+            for id, step in steps.items():
+                own = update(Job).where(Job.id == id, Job.worker == worker, Job.state == RUNNING)
+                if _changed(session, own.values(step=step, beat=now)):
+                    mine.add(id)
+        return mine
 
     def finish(
         self, id: str, worker: str, state: str, results: Iterable[Given] = (), error: str | None = None,
