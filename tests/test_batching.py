@@ -204,6 +204,9 @@ def test_the_same_files_give_the_same_network_until_one_is_written_anew(place: P
     assert adapted(model, [(first, 0.5)]).backbone is not one.backbone
     word = learned(tmp_path / "learned_embeds.safetensors", {"<plate>": vectors(2, 64)})
     assert adapted(model, embedding=[word]).backbone is model.backbone
+    other = replace(model, text=copy.deepcopy(model.text))
+    assert adapted(other, [(first, 0.5)]).text is not adapted(model, [(first, 0.5)]).text, "an encoder of its own"
+    del other
     gone = weakref.ref(model.backbone)
     del model, one, same
     gc.collect()

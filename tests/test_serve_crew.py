@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import time
 from collections.abc import Iterator
 from dataclasses import replace
@@ -13,12 +12,12 @@ import numpy as np
 import pytest
 from parts import CLASSES, class_model
 from PIL import Image
+from serve_parts import desk, encoded, pixels
 from torch import nn
 
 import mezzotint as mz
 from mezzotint.batching import Batcher
 from mezzotint.errors import InputError, Refused
-from mezzotint.governance.policy import Policy
 from mezzotint.serve import crew as crew_module
 from mezzotint.serve.asked import Asked, opened
 from mezzotint.serve.crew import Crew, Desk
@@ -38,16 +37,6 @@ def store(tmp_path: Path) -> Iterator[Store]:
     found.close()
 
 
-def rules(**tables: dict[str, Any]) -> Policy:
-    plain = {"pictures": {"unsafe": False, "copies": False}}
-    return Policy.model_validate({"name": "test", **plain, **tables})
-
-
-def desk(model: mz.Model | None = None, **tables: dict[str, Any]) -> Desk:
-    pipeline = mz.pipeline(model or class_model(), rules(**tables))
-    return Desk(pipeline, Batcher(pipeline.model.backbone))
-
-
 def submit(store: Store, desk: Desk, given: tuple[Given, ...] = (), **wish: Any) -> str:
     asked = Asked.model_validate({"model": "cells", "seed": 1, "label": "crack", "guidance": 1.0, "steps": 3} | wish)
     return store.submit("ann", "cells", asked.model_dump(mode="json"), asked.count, given, steps=asked.steps or 0)
@@ -62,10 +51,6 @@ def ended(store: Store, id: str, patience: float = 60.0) -> Job:
             return job
         time.sleep(0.02)
     raise AssertionError(f"job {id} did not end")
-
-
-def pixels(data: bytes) -> np.ndarray[Any, Any]:
-    return np.asarray(Image.open(io.BytesIO(data)).convert("RGB"), dtype=int)
 
 
 def test_jobs_come_out_as_the_pipeline_draws_them_and_share_the_network(store: Store) -> None:
@@ -176,7 +161,7 @@ def test_edits_keep_what_is_black(store: Store) -> None:
     desk_ = desk()
     image, mask = Image.new("RGB", (16, 16), (40, 90, 160)), Image.new("L", (16, 16), 0)
     mask.paste(255, (4, 4, 12, 12))
-    given = tuple(Given(role, encoded(each), "image/png", "", {}) for role, each in (("image", image), ("mask", mask)))
+    given = tuple(Given(role, encoded(each), "image/png", {}) for role, each in (("image", image), ("mask", mask)))
     crew = Crew(store, {"cells": desk_}, hands=1)
     id = submit(store, desk_, given)
     assert ended(store, id).state == DONE
@@ -185,12 +170,6 @@ def test_edits_keep_what_is_black(store: Store) -> None:
     outside[4:12, 4:12] = False
     assert (found[outside] == (40, 90, 160)).all() and (found[~outside] != (40, 90, 160)).any()
     assert crew.close()
-
-
-def encoded(picture: Image.Image, kind: str = "PNG") -> bytes:
-    stream = io.BytesIO()
-    picture.save(stream, kind)
-    return stream.getvalue()
 
 
 @pytest.mark.parametrize(

@@ -8,18 +8,14 @@ import io
 import json
 import socket
 import struct
-import threading
-import time
 import zlib
 from collections.abc import Iterator
 
 import httpx
 import pytest
-import uvicorn
 from PIL import Image
-from test_serve_crew import desk, encoded
+from serve_parts import answering, desk, encoded
 
-from mezzotint.serve.app import create
 from mezzotint.serve.server import Limits, Server
 from mezzotint.serve.store import Store
 
@@ -35,17 +31,8 @@ def url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         store = Store(f"sqlite:///{root / 'jobs.db'}")
         limits = Limits(body=2_000_000, per_minute=100_000, wait=20.0)
         server = Server(store, {"cells": desk()}, True, root / "audit.jsonl", limits, hands=2)
-        config = uvicorn.Config(create(server), host="127.0.0.1", port=0, log_config=None, lifespan="off")
-        runner = uvicorn.Server(config)
-        thread = threading.Thread(target=runner.run, daemon=True)
-        thread.start()
-        while not runner.started:
-            time.sleep(0.01)
-        yield f"http://127.0.0.1:{runner.servers[0].sockets[0].getsockname()[1]}"
-        runner.should_exit = True
-        thread.join(10)
-        server.close(10)
-        store.close()
+        with answering(server) as address:
+            yield address
 
 
 def b64(data: bytes) -> str:

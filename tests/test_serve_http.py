@@ -5,7 +5,6 @@ from __future__ import annotations
 import base64
 import io
 import json
-import threading
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -16,14 +15,12 @@ import httpx
 import numpy as np
 import openai
 import pytest
-import uvicorn
 from PIL import Image
-from test_serve_crew import desk, encoded
+from serve_parts import answering, desk, encoded, pixels
 
 import mezzotint as mz
 from mezzotint.governance import audit
 from mezzotint.serve import keys
-from mezzotint.serve.app import create
 from mezzotint.serve.server import Limits, Server
 from mezzotint.serve.store import Store
 
@@ -55,22 +52,8 @@ def house(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[House]:
     desks = {"cells": desk()}
     server = Server(store, desks, told.get("open", True), tmp_path / "audit.jsonl", Limits(**told.get("limits", {})),
                     told.get("hands", 4))  # fmt: skip
-    config = uvicorn.Config(create(server), host="127.0.0.1", port=0, log_config=None, lifespan="off")
-    runner = uvicorn.Server(config)
-    thread = threading.Thread(target=runner.run, daemon=True)
-    thread.start()
-    while not runner.started:
-        time.sleep(0.01)
-    port = runner.servers[0].sockets[0].getsockname()[1]
-    yield House(server, f"http://127.0.0.1:{port}", tmp_path / "audit.jsonl")
-    runner.should_exit = True
-    thread.join(10)
-    server.close(10)
-    store.close()
-
-
-def pixels(data: bytes) -> np.ndarray[Any, Any]:
-    return np.asarray(Image.open(io.BytesIO(data)).convert("RGB"), dtype=int)
+    with answering(server) as url:
+        yield House(server, url, tmp_path / "audit.jsonl")
 
 
 def test_openai_s_client_draws(house: House) -> None:
@@ -110,6 +93,9 @@ def test_errors_reach_openai_s_client_as_its_own(house: House) -> None:
     client = house.openai()
     with pytest.raises(openai.BadRequestError, match="n: "):
         client.images.generate(model="cells", prompt="crack", n=99)
+    for words in ({"size": "9999x9999"}, {"extra_body": {"label": "x" * 300}}, {"model": "a b"}):
+        with pytest.raises(openai.BadRequestError, match=r"width|label|model"):
+            client.images.generate(**({"model": "cells", "prompt": "crack"} | words))
     with pytest.raises(openai.NotFoundError, match="no model 'dall-e-3' here: cells"):
         client.images.generate(model="dall-e-3", prompt="crack")
     with pytest.raises(openai.BadRequestError, match="did you mean 'crack'"):

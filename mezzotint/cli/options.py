@@ -6,6 +6,7 @@ import contextlib
 import difflib
 import inspect
 import io
+import math
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import fields
@@ -48,6 +49,13 @@ def parse(kind: type[T], verb: str, args: Sequence[str]) -> T:
         if stop.code in (0, None):
             raise
         raise InputError(f"{verb}: {condense(said.getvalue())}. {more} says more.") from None
+
+
+def priced(price: float | None) -> float | None:
+    """What --price-per-hour says; InputError where that is no price."""
+    if price is not None and not 0 <= price < math.inf:
+        raise InputError(f"--price-per-hour must be a number of at least 0, not {price:g}")
+    return price
 
 
 def nearest(word: str, valid: Iterable[str]) -> str:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Literal
 import tyro
 
 from mezzotint.cli import console
+from mezzotint.cli.options import priced
 from mezzotint.errors import InputError
 
 if TYPE_CHECKING:
@@ -101,9 +102,7 @@ def run(options: Options) -> int:
     """Print the plans; the exit code is 1 where --fit was asked and something does not fit as it is."""
     from mezzotint.plan import report, words
 
-    price = options.price_per_hour
-    if price is not None and not 0 <= price < float("inf"):
-        raise InputError(f"--price-per-hour must be a number of at least 0, not {price:g}")
+    price = priced(options.price_per_hour)
     limit = None if options.fit is None else words.bytes_of(options.fit)
     if options.calibrate:
         measure(options)

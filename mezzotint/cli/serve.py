@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Literal
 import tyro
 
 from mezzotint.cli.generate import device_of
+from mezzotint.cli.options import priced
 from mezzotint.errors import InputError
 
 if TYPE_CHECKING:
@@ -120,18 +121,17 @@ def run(options: Options) -> int:
 
 def prices(options: Options, path: Path) -> Callable[[Asked], float | None]:
     """What requests to a model cost, where the machine has a price; InputError where it was not measured."""
-    if options.price_per_hour is None:
+    price = priced(options.price_per_hour)
+    if price is None:
         return lambda asked: None
     from mezzotint.plan import calibrate
     from mezzotint.serve.prices import Prices
 
-    if not 0 <= options.price_per_hour < float("inf"):
-        raise InputError(f"--price-per-hour must be a number of at least 0, not {options.price_per_hour:g}")
     if calibrate.kept(options.device) is None:
         raise InputError(
             f"--price-per-hour: {options.device} was not measured yet: run `mezzotint plan --calibrate` once."
         )
-    return Prices(path, options.dtype, options.device, options.price_per_hour).of
+    return Prices(path, options.dtype, options.device, price).of
 
 
 def named(given: Sequence[str], option: str, must: bool = False) -> dict[str, Path]:

@@ -16,7 +16,7 @@ from mezzotint.adapters import BACKBONE, Adapter, attach, merge, modules_of, rea
 from mezzotint.checkpoints import find_weights, open_tensors, read_metadata
 from mezzotint.checkpoints.keymap import Entry
 from mezzotint.checkpoints.pickles import SUFFIXES, read_record
-from mezzotint.contract import AdapterContract, check_adapter
+from mezzotint.contract import AdapterContract, Contract, check_adapter
 from mezzotint.errors import InputError
 from mezzotint.families.latent import WORDS as PREDICTIONS
 from mezzotint.families.model import Model
@@ -30,7 +30,8 @@ MOST = 8  # sets of adapters that are kept for a base
 LORA, WORDS = ("pytorch_lora_weights", PEFT), ("learned_embeds",)  # files in folders of adapters
 
 Parts = tuple[nn.Module | None, TextEncoder | None]  # None in place of the base's own backbone, which is not kept alive
-_KEPT: WeakKeyDictionary[nn.Module, OrderedDict[tuple[Any, ...], Parts]] = WeakKeyDictionary()
+Kept = OrderedDict[tuple[Any, ...], tuple[Parts, TextEncoder | None, Contract]]  # and what they were made for
+_KEPT: WeakKeyDictionary[nn.Module, Kept] = WeakKeyDictionary()
 _LOCK = Lock()
 
 
@@ -77,12 +78,14 @@ def _beside(model: Model, files: Sequence[tuple[Path, float]], words: Sequence[P
     key = tuple((file.resolve(), stamp(file), weight) for file, weight in (*files, *((word, None) for word in words)))
     with _LOCK:
         kept = _KEPT.setdefault(model.backbone, OrderedDict())
-        if key not in kept:
-            kept[key] = _adapted(model, files, words, attach)
-        kept.move_to_end(key)
+        parts, text, contract = kept.pop(key, (None, None, None))
+        # on another text encoder, or under another contract, the files are to be checked and read anew
+        if parts is None or text is not model.text or contract != model.contract:
+            parts = _adapted(model, files, words, attach)
+        kept[key] = parts, model.text, model.contract
         while len(kept) > MOST:
             kept.popitem(last=False)
-        return kept[key]
+        return parts
 
 
 def stamp(path: Path) -> int:

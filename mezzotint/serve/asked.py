@@ -22,6 +22,7 @@ Text = Annotated[str, Field(max_length=4000)]
 Side = Annotated[int, Field(ge=16, le=4096)]
 Share = Annotated[float, Field(ge=0.0, le=1.0)]
 Scale = Annotated[float, Field(ge=-4.0, le=4.0)]
+Seed = Annotated[int, Field(ge=0, lt=2**53)]
 Name = Annotated[str, Field(pattern=r"^[\w.-]{1,80}$")]
 
 
@@ -36,24 +37,29 @@ class Added(Plain):
     weight: Scale = 1.0
 
 
-class Asked(Plain):
-    """A request as its caller states it. Files and folders are never named: the server has its models by name."""
+class Wish(Plain):
+    """What every route asks for in the same words."""
 
-    model: Name
-    prompt: Text = ""
     negative: Text = ""
     label: Annotated[int, Field(ge=0)] | Annotated[str, Field(max_length=200)] | None = None
-    count: Annotated[int, Field(ge=1, le=16)] = 1
-    seed: Annotated[int, Field(ge=0, lt=2**53)]
-    width: Side | None = None
-    height: Side | None = None
     sampler: Annotated[str, Field(max_length=40, json_schema_extra={"enum": list(SAMPLERS)})] | None = None
     steps: Annotated[int, Field(ge=1, le=200)] | None = None
-    eta: Share | None = None
     guidance: Annotated[float, Field(ge=0.0, le=50.0)] | None = None
     guidance_rescale: Share = 0.0
     strength: Annotated[float, Field(gt=0.0, le=1.0)] | None = None
     adapters: Annotated[tuple[Added, ...], Field(max_length=8)] = ()
+
+
+class Asked(Wish):
+    """A request that can be drawn. Files and folders are never named: the server has its models by name."""
+
+    model: Name
+    prompt: Text = ""
+    seed: Seed
+    count: Annotated[int, Field(ge=1, le=16)] = 1
+    width: Side | None = None
+    height: Side | None = None
+    eta: Share | None = None
     control: Annotated[tuple[Added, ...], Field(max_length=4)] = ()
     format: Literal["png", "jpeg", "webp"] = "png"
 

@@ -14,7 +14,7 @@ from typing import Any, TypeAlias
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
-from pydantic import BaseModel
+from pydantic import BaseModel, ValidationError
 from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException
 from starlette.routing import compile_path
@@ -112,8 +112,9 @@ def answers(app: FastAPI) -> None:
     async def full(request: Request, error: Full) -> JSONResponse:
         return Trouble(429, str(error), "rate_limit_error", "queue_full", wait=error.wait).response()
 
+    @app.exception_handler(ValidationError)
     @app.exception_handler(RequestValidationError)
-    async def invalid(request: Request, error: RequestValidationError) -> JSONResponse:
+    async def invalid(request: Request, error: RequestValidationError | ValidationError) -> JSONResponse:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"] if part != "body") or None
         more = f" (and {len(error.errors()) - 1} more)" if len(error.errors()) > 1 else ""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import binascii
-import hashlib
 import secrets
 import time
 from collections.abc import AsyncIterator, Mapping
@@ -16,7 +15,7 @@ from pydantic import Field
 from starlette.concurrency import run_in_threadpool
 
 from mezzotint.errors import InputError
-from mezzotint.serve.asked import MEDIA, Asked, Plain
+from mezzotint.serve.asked import MEDIA, Asked, Plain, Seed
 from mezzotint.serve.http import Trouble, failures
 from mezzotint.serve.keys import Caller
 from mezzotint.serve.server import DAY, Server
@@ -29,7 +28,7 @@ Encoded = Annotated[str, Field(max_length=28_000_000)]  # a picture in base64
 class Wished(Asked):
     """A job as its caller states it: a request, its pictures in base64, and how long somebody waits for it."""
 
-    seed: Annotated[int, Field(ge=0, lt=2**53)] | None = None  # pyright: ignore[reportIncompatibleVariableOverride]
+    seed: Seed | None = None  # pyright: ignore[reportIncompatibleVariableOverride]
     image: Encoded | None = None
     mask: Encoded | None = None
     pictures: Annotated[tuple[Encoded, ...], Field(max_length=4)] = ()  # what control networks follow, in their order
@@ -176,11 +175,7 @@ def accepted(
             raise Trouble(429, f"{drawn} of {caller.per_day} pictures a day are drawn", "insufficient_quota",
                           "insufficient_quota", wait=3600.0)  # fmt: skip
     steps = desk.check(asked, pictures)
-    given = [
-        Given(role, data, "application/octet-stream", hashlib.sha256(data).hexdigest(), {})
-        for role, rows in pictures.items()
-        for data in rows
-    ]
+    given = [Given(role, data, "application/octet-stream", {}) for role, rows in pictures.items() for data in rows]
     id = server.store.submit(caller.id, asked.model, asked.model_dump(mode="json"), asked.count, given, deadline,
                              steps, server.pace())  # fmt: skip
     server.crew.ring()

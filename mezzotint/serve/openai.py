@@ -8,26 +8,21 @@ from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
 from fastapi import APIRouter, Request
-from fastapi.exceptions import RequestValidationError
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import Field
 from starlette.concurrency import run_in_threadpool
 
 from mezzotint.errors import InputError
-from mezzotint.serve.asked import Added, Plain, Share, Text, opened
+from mezzotint.serve.asked import Plain, Seed, Text, Wish, opened
 from mezzotint.serve.http import Trouble, failures
 from mezzotint.serve.jobs import Calling, Serving, accepted, ended
 from mezzotint.serve.server import Server
 from mezzotint.serve.tables import DONE, REFUSED, Job
 
 router = APIRouter(prefix="/v1", tags=["openai"], responses=failures())
-UNUSED = ("quality", "style", "background", "moderation", "output_compression", "user", "input_fidelity",
-          "partial_images", "stream")  # fmt: skip
 
 
-class Wanted(BaseModel):
+class Wanted(Wish):
     """A request of OpenAI's, and our own words beside them."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     model: str | None = None
     prompt: Text
@@ -43,28 +38,18 @@ class Wanted(BaseModel):
     output_compression: int | None = None
     input_fidelity: str | None = None
     user: Annotated[str, Field(max_length=200)] | None = None
-    # ours
-    negative: Text = ""
-    label: int | str | None = None
-    seed: Annotated[int, Field(ge=0, lt=2**53)] | None = None
-    sampler: str | None = None
-    steps: Annotated[int, Field(ge=1, le=200)] | None = None
-    guidance: Annotated[float, Field(ge=0.0, le=50.0)] | None = None
-    guidance_rescale: Share = 0.0
-    strength: Annotated[float, Field(gt=0.0, le=1.0)] | None = None
-    adapters: Annotated[tuple[Added, ...], Field(max_length=8)] = ()
+    # ours, beside those of a wish
+    seed: Seed | None = None
 
     def plain(self, server: Server) -> dict[str, Any]:
         """The same in our words; the first model where none is named."""
         width, height = (None, None)
         if self.size and self.size != "auto":
             width, height = map(int, self.size.split("x"))
-        ours = ("negative", "label", "seed", "sampler", "steps", "guidance", "guidance_rescale", "strength")
-        said = {name: getattr(self, name) for name in ours}
-        adapters = [each.model_dump() for each in self.adapters]
         return {
-            **said, "model": self.model or next(iter(server.desks)), "prompt": self.prompt, "count": self.n or 1,
-            "width": width, "height": height, "format": self.output_format or "png", "adapters": adapters,
+            **self.model_dump(include={*Wish.model_fields, "prompt", "seed"}),
+            "model": self.model or next(iter(server.desks)), "count": self.n or 1,
+            "width": width, "height": height, "format": self.output_format or "png",
         }  # fmt: skip
 
 
@@ -139,10 +124,7 @@ async def uploads(request: Request) -> tuple[Wanted, dict[str, list[bytes]]]:
             raise InputError(f"one image and one mask are taken, and this is {len(rows)} {name[:40]!r}")
     if "image" not in pictures:
         raise InputError("image: an edit needs an image")
-    try:
-        return Wanted.model_validate(fields), pictures
-    except ValidationError as error:
-        raise RequestValidationError(error.errors()) from error
+    return Wanted.model_validate(fields), pictures
 
 
 @router.post(

@@ -19,7 +19,7 @@ class Prices:
     """
 
     def __init__(self, path: Path, dtype: str, device: str, per_hour: float) -> None:
-        self.path, self.dtype, self.device, self.per_hour = path, dtype, device, per_hour
+        self.asks = path, dtype, device, per_hour
         self._known: dict[tuple[Any, ...], float | None] = {}
         self._lock = Lock()
         self._planner = ProcessPoolExecutor(1, multiprocessing.get_context("spawn"))
@@ -30,19 +30,18 @@ class Prices:
         kind = size, asked.steps, asked.sampler, asked.guidance, asked.count
         with self._lock:
             if kind not in self._known:
-                self._known[kind] = self._planner.submit(seconds, self.path, self.dtype, self.device, *kind).result()
-            found = self._known[kind]
-        return None if found is None else self.per_hour * found / 3600
+                self._known[kind] = self._planner.submit(cost, *self.asks, *kind).result()
+            return self._known[kind]
 
     def close(self) -> None:
         self._planner.shutdown()
 
 
-def seconds(
-    path: Path, dtype: str, device: str, size: tuple[int, int] | None, steps: int | None, sampler: str | None,
-    guidance: float | None, count: int,
+def cost(
+    path: Path, dtype: str, device: str, per_hour: float, size: tuple[int, int] | None, steps: int | None,
+    sampler: str | None, guidance: float | None, count: int,
 ) -> float | None:  # fmt: skip
-    """What a plan says that so many pictures take, drawn alone; None where it cannot say."""
+    """What a plan says that so many pictures cost, drawn alone; None where it cannot say."""
     from mezzotint.plan import calibrate, subject
     from mezzotint.plan.generating import Job, generating
 
@@ -51,6 +50,6 @@ def seconds(
         return None
     job = Job(size=size, steps=steps, sampler=sampler, guidance=guidance, images=count, batch=count, dtype=dtype)
     try:
-        return generating(subject.find(str(path)), job, machine).seconds
+        return generating(subject.find(str(path)), job, machine).cost(per_hour)
     except InputError:  # what the plan cannot foresee is drawn all the same
         return None

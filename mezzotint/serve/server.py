@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -83,8 +84,6 @@ class Server:
 
     def within_rate(self, caller: str, per_minute: int | None) -> float:
         """0 where a caller may ask now, else the seconds until it may."""
-        import time
-
         item = RateLimitItemPerMinute(per_minute or self.limits.per_minute)
         if self.rates.hit(item, caller):
             return 0.0

@@ -6,6 +6,7 @@ Results and the state "done" are written in one transaction, and only by the wor
 
 from __future__ import annotations
 
+import hashlib
 import secrets
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -19,16 +20,7 @@ from sqlalchemy.exc import ArgumentError, NoSuchModuleError, OperationalError
 from sqlalchemy.orm import Session, aliased, defer
 
 from mezzotint.errors import InputError
-from mezzotint.serve.tables import (
-    CANCELLED,
-    DONE,
-    EXPIRED,
-    OPEN,
-    QUEUED,
-    RUNNING,
-    Job,
-    Picture,
-)  # fmt: skip
+from mezzotint.serve.tables import CANCELLED, DONE, EXPIRED, OPEN, QUEUED, RUNNING, Job, Picture
 
 SILENT = 30.0  # seconds without a beat after which a worker is taken for dead
 WAIT = 30.0  # seconds that SQLite waits for another writer
@@ -50,7 +42,6 @@ class Given:
     role: str
     data: bytes
     media: str
-    sha256: str
     facts: dict[str, Any]
 
 
@@ -115,7 +106,9 @@ class Store:
 
     def cancel(self, id: str) -> bool:
         """Whether the job was still open; its worker notices at the next step."""
-        return self._to(id, CANCELLED, OPEN)
+        still = update(Job).where(Job.id == id, Job.state.in_(OPEN))
+        with self.writing() as session:
+            return _changed(session, still.values(state=CANCELLED, finished=time.time()))
 
     def drawn_since(self, owner: str, since: float) -> int:
         """Pictures that an owner asked for since then, those of failed jobs aside."""
@@ -196,11 +189,6 @@ class Store:
             session.execute(delete(Picture).where(Picture.job.in_(select(Job.id).where(*old))))
             return session.execute(delete(Job).where(*old)).rowcount  # type: ignore[attr-defined]
 
-    def _to(self, id: str, state: str, among: Sequence[str]) -> bool:
-        changes = update(Job).where(Job.id == id, Job.state.in_(among)).values(state=state, finished=time.time())
-        with self.writing() as session:
-            return _changed(session, changes)
-
     @contextmanager
     def reading(self) -> Iterator[Session]:
         with Session(self.engine.execution_options(reads=True), expire_on_commit=False) as session:
@@ -223,8 +211,9 @@ def _rows(job: str, given: Iterable[Given]) -> list[Picture]:
     for each in given:
         place = places.setdefault(each.role, 0)
         places[each.role] += 1
-        rows.append(Picture(job=job, role=each.role, place=place, media=each.media, sha256=each.sha256,
-                            data=each.data, facts=each.facts))  # fmt: skip
+        digest = hashlib.sha256(each.data).hexdigest()
+        rows.append(Picture(job=job, role=each.role, place=place, media=each.media, sha256=digest, data=each.data,
+                            facts=each.facts))  # fmt: skip
     return rows
 
 
