@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import copy
 import datetime
+import functools
 import os
 import warnings
 from collections.abc import Callable, Iterable, Iterator
@@ -49,7 +51,17 @@ def join(plan: Recipe) -> Accelerator:
             f"batch {plan.batch} must be a multiple of accumulation x processes,"
             f" {plan.accumulation} x {accelerator.num_processes}"
         )
+    if accelerator.num_processes > 1:
+        _parting()
     return accelerator
+
+
+@functools.cache
+def _parting() -> None:
+    """Leave the group while the interpreter still stands: threads of a group that outlives it abort the process."""
+    from accelerate.state import PartialState
+
+    atexit.register(PartialState().destroy_process_group)
 
 
 def sharded(plan: Recipe, accelerator: Accelerator) -> bool:
