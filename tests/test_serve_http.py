@@ -141,7 +141,7 @@ def test_answers_carry_what_keeps_browsers_safe_and_every_request_is_logged(hous
         bad = client.get("/v1/none", headers={"x-request-id": "no\tgood"})
         assert answer.headers["x-request-id"] == "my-own-id-1" and bad.headers["x-request-id"] != "no\tgood"
         for each in (answer, bad):
-            assert "default-src 'self'" in each.headers["content-security-policy"]
+            assert "default-src 'none'; script-src 'self'" in each.headers["content-security-policy"]
             assert each.headers["x-content-type-options"] == "nosniff" and each.headers["cache-control"] == "no-store"
         wrong = client.put("/v1/jobs/x")
         assert wrong.status_code == 405 and wrong.headers["allow"] == "DELETE, GET"

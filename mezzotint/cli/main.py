@@ -25,7 +25,7 @@ VERBS = {
     "verify": "whether a picture or a model is what it says: signature, log, watermark, weights, data",
     "trace": "from a picture back to the images that its model was trained on, every step checked",
     "certs": "the private certificates that sign pictures and models: make, show, renew",
-    "serve": "models over HTTP: OpenAI's images API, jobs that nothing loses, metrics",
+    "serve": "models over HTTP: a web page, OpenAI's images API, jobs that nothing loses",
     "keys": "who may ask a server: make, list, revoke",
     "doctor": "why a model's pictures are bad or slow: the cause, the evidence, what mends it",
 }

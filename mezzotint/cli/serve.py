@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ipaddress
 import json
 import re
 import sys
@@ -25,7 +24,7 @@ NAME = re.compile(r"[\w.-]{1,80}")
 
 @dataclass(frozen=True)
 class Options:
-    """Serve models over HTTP: OpenAI's images API, jobs that nothing loses, and metrics.
+    """Serve models over HTTP: a web page, OpenAI's images API, jobs that nothing loses, and metrics.
 
     Requests of different prompts, seeds, samplers, steps and adapters are drawn in one batch, step by step. What is
     accepted is in the database: after a crash it is drawn by the next server on the same database, once. Every picture
@@ -44,6 +43,8 @@ class Options:
     """A model folder or file, as PATH or NAME=PATH; may be given several times. The first one is the default."""
     adapter: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
     """A LoRA or control network that requests may ask for, as NAME=PATH."""
+    data: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
+    """Images such as a model was trained on, as NAME=FOLDER: the doctor of the web page looks at them."""
     host: str = "127.0.0.1"
     """The address to answer at; others than this machine's need keys."""
     port: int = 8000
@@ -56,6 +57,10 @@ class Options:
     """Jobs that may wait; beyond it callers are told to come again (429)."""
     batch: int = 16
     """Images that the network sees at once, at most."""
+    previews: int = 128
+    """Pixels of the live previews' longer side; 0 for none. They are looked at under the policy, and not signed."""
+    keep: float = 7.0
+    """Days that ended jobs and their pictures are kept."""
     policy: str | None = None
     """A TOML file of rules, or off; the default policy where left out."""
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"
@@ -74,11 +79,14 @@ def run(options: Options) -> int:
     """Answer until told to stop; 1 where running jobs had to be left to the next server."""
     if not options.model:
         raise InputError("serve: missing --model. `mezzotint serve --help` says more.")
-    for name, least in (("hands", 1), ("room", 1), ("batch", 1), ("port", 0)):
+    for name, least in (("hands", 1), ("room", 1), ("batch", 1), ("port", 0), ("previews", 0), ("keep", 0)):
         if getattr(options, name) < least:
             raise InputError(f"--{name} must be at least {least}, not {getattr(options, name)}")
     places, adapters = named(options.model, "--model"), named(options.adapter, "--adapter", True)
-    for name, path in (*places.items(), *adapters.items()):
+    data = named(options.data, "--data", True)
+    if strange := sorted(data.keys() - places.keys()):
+        raise InputError(f"--data {strange[0]}: no such model here: {', '.join(places)}")
+    for name, path in (*places.items(), *adapters.items(), *data.items()):
         if not path.exists():
             raise InputError(f"{name}: no such file or folder: {path}")
     import torch
@@ -90,7 +98,7 @@ def run(options: Options) -> int:
     from mezzotint.serve import keys
     from mezzotint.serve.crew import Desk
     from mezzotint.serve.run import answer
-    from mezzotint.serve.server import Server
+    from mezzotint.serve.server import DAY, Limits, Server, is_here
     from mezzotint.serve.store import Store
 
     store = Store(options.db or default(), options.room)
@@ -104,9 +112,10 @@ def run(options: Options) -> int:
         model = load(path, device_of(options.device), getattr(torch, options.dtype))
         made = pipeline(model, options.policy)
         batcher = Batcher(made.model.backbone, options.batch)
-        desks[name] = Desk(made, batcher, adapters, prices(options, path))
+        desks[name] = Desk(made, batcher, adapters, prices(options, path), options.previews)
     log = next(iter(desks.values())).pipeline.house.log
-    server = Server(store, desks, free, log or audit.place(), hands=options.hands)
+    limits = Limits(keep=options.keep * DAY)
+    server = Server(store, desks, free, log or audit.place(), limits, options.hands, data)
     who = "anybody on this machine" if free else f"{len(keys.listed(store))} keys"
 
     def ready(address: str) -> None:
@@ -158,11 +167,3 @@ def default() -> str:
     from mezzotint.governance.home import home
 
     return f"sqlite:///{home() / 'jobs.db'}"
-
-
-def is_here(host: str) -> bool:
-    """Whether an address is this machine's own, which no other machine reaches."""
-    try:
-        return host == "localhost" or ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False

@@ -30,7 +30,8 @@ def of_picture(path: Path, places: Places) -> Chain:
     row = evidence.told(chain, data, media, picture, places)
     said = row.facts if row is not None else {}
     place = places.model or (Path(said["model"]) if said.get("model") else None)
-    model = _model(chain, place)
+    there = places.loaded is not None and places.loaded.path == place
+    model = _model(chain, place, places.loaded if there else None)
     if picture is not None:
         watermarks.looked_for(chain, picture, model, places)
     if chain.record is None:
@@ -107,23 +108,23 @@ def data_hops(data: Mapping[str, Any], licence: str | None, given: Sequence[Path
     return [Hop("training images", True, says, str(data["digest"]), str(folder), facts)]
 
 
-def _model(chain: Chain, place: Path | None) -> Model | None:
+def _model(chain: Chain, place: Path | None, loaded: Model | None) -> Model | None:
     """The model that drew, where it is known, and whether its weights are those of the record."""
     wanted = None if chain.record is None else str(chain.record["model"]["weights"])
-    if place is None:
-        if wanted:
-            chain.hops.append(Hop("model", None, f"weights {wanted[:16]}...: name the model with --model", wanted))
-        return None
     try:
-        model = identified(load(place))
+        model = loaded if loaded is not None or place is None else identified(load(place))
     except InputError as error:
         chain.hops.append(Hop("model", False, " ".join(str(error).split()), place=str(place)))
+        return None
+    if model is None:
+        if wanted:
+            chain.hops.append(Hop("model", None, f"weights {wanted[:16]}...: name the model with --model", wanted))
         return None
     digest = model.contract.weights
     if wanted is not None:
         same = digest == wanted
         says = "the weights are those that drew" if same else f"its weights are {digest[:16]}..., not {wanted[:16]}..."
-        chain.hops.append(Hop("model", same, f"{says}; {model.contract.licence.weights}", digest, str(place)))
+        chain.hops.append(Hop("model", same, f"{says}; {model.contract.licence.weights}", digest, str(place or "")))
     return model
 
 

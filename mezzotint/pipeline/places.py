@@ -5,11 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from mezzotint.errors import InputError
 from mezzotint.governance import certificates
 from mezzotint.governance.hop import Hop
+
+if TYPE_CHECKING:
+    from mezzotint.families.model import Model
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,6 +25,7 @@ class Places:
     roots: tuple[Path, ...] = ()  # certificates to trust
     log: Path | None = None
     key: Path | None = None  # of the watermark
+    loaded: Model | None = None  # the model with its digests, where somebody has it in memory
 
 
 @dataclass(slots=True)

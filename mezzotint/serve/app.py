@@ -5,9 +5,10 @@ from __future__ import annotations
 from fastapi import FastAPI, Response
 from starlette.concurrency import run_in_threadpool
 
-from mezzotint.serve import http, jobs, openai
+from mezzotint.serve import door, events, jobs, openai, trouble
 from mezzotint.serve.metrics import Metrics
 from mezzotint.serve.server import Server
+from mezzotint.serve.web import pages
 
 
 def create(server: Server) -> FastAPI:
@@ -16,8 +17,11 @@ def create(server: Server) -> FastAPI:
     metrics = Metrics(server)
     app.state.server = server
     app.include_router(openai.router)
+    app.include_router(events.router)
     app.include_router(jobs.router)
-    http.answers(app)
+    app.include_router(pages.router)
+    app.mount(door.STATIC.rstrip("/"), pages.static)
+    trouble.answers(app, pages.trouble)
 
     @app.get("/health", tags=["state"])
     def health() -> dict[str, str]:
@@ -38,5 +42,5 @@ def create(server: Server) -> FastAPI:
         """Counts for Prometheus."""
         return Response(await run_in_threadpool(metrics.text), media_type="text/plain; version=0.0.4")
 
-    app.add_middleware(http.Door, server=server, metrics=metrics)
+    app.add_middleware(door.Door, server=server, metrics=metrics)
     return app

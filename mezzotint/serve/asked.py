@@ -62,6 +62,7 @@ class Asked(Wish):
     eta: Share | None = None
     control: Annotated[tuple[Added, ...], Field(max_length=4)] = ()
     format: Literal["png", "jpeg", "webp"] = "png"
+    previews: bool = False  # show how it looks while it is drawn
 
     @property
     def media(self) -> str:

@@ -2,22 +2,31 @@
 
 from __future__ import annotations
 
+import io
 import logging
+import math
 import os
 import socket
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
+import torch
+from torch import Tensor
+
 from mezzotint.batching import Batcher
 from mezzotint.errors import InputError, Refused
 from mezzotint.families.adapt import ruled
+from mezzotint.families.model import working
 from mezzotint.families.settings import settle
 from mezzotint.families.steering import answerable
+from mezzotint.images import to_images
 from mezzotint.pipeline.admission import admitted
+from mezzotint.pipeline.release import looked_at
 from mezzotint.pipeline.run import Pipeline
 from mezzotint.serve.asked import Asked, opened
 from mezzotint.serve.store import Given, Store
@@ -26,6 +35,7 @@ from mezzotint.serve.tables import DONE, FAILED, REFUSED, Job
 IDLE = 0.5  # seconds between looks into an empty queue, where nobody rings
 NOTED = 0.25  # seconds between notes of how far the jobs are, which are signs of life as well
 RECOVERED = 5.0  # seconds between looks for the jobs of the dead
+FORGOTTEN = 3600.0  # seconds between looks for old jobs to delete
 TROUBLE = 2.0  # seconds after which a database that did not answer is asked again
 LOG = logging.getLogger("mezzotint.serve")
 
@@ -45,6 +55,7 @@ class Desk:
     batcher: Batcher
     files: Mapping[str, Path] = field(default_factory=dict[str, Path])
     cost: Callable[[Asked], float | None] = lambda asked: None
+    side: int = 128  # pixels of a preview's longer side; 0: there are none
 
     def check(self, asked: Asked, pictures: Mapping[str, list[bytes]]) -> int:
         """The steps that a request takes; InputError or Refused where it cannot be drawn, before it is accepted."""
@@ -55,18 +66,57 @@ class Desk:
         admitted(self.pipeline.house, model, request)
         return len(settings.path.steps)
 
+    @torch.inference_mode()
+    def preview(self, clean: Tensor) -> bytes | None:
+        """A small JPEG of what a run is heading for, (B, C, h, w) its estimate; None where the policy withholds it.
+
+        It carries neither mark nor signature, which is why it is small.
+        """
+        model = self.pipeline.model
+        with working(model, "codec"):
+            picture = to_images(model.codec.decode(clean[:1]))[0]
+        ((verdict, _),) = looked_at(self.pipeline.house, [picture], None)
+        if not verdict.allowed:
+            return None
+        stream = io.BytesIO()
+        picture.thumbnail((self.side, self.side))
+        picture.convert("RGB").save(stream, "JPEG", quality=75)
+        return stream.getvalue()
+
+
+class Previews:
+    """When a run shows itself: as often as it costs a tenth of the time that it takes."""
+
+    SHARE = 0.1
+
+    def __init__(self) -> None:
+        self._next = 0.0
+
+    def due(self) -> bool:
+        return time.monotonic() >= self._next
+
+    @contextmanager
+    def counted(self) -> Iterator[None]:
+        """Make one in this block."""
+        began = time.monotonic()
+        yield
+        now = time.monotonic()
+        self._next = now + (now - began) * (1 / self.SHARE - 1)
+
 
 class Crew:
     """Threads of one process that draw for a store, `hands` jobs at a time."""
 
     def __init__(
-        self, store: Store, desks: Mapping[str, Desk], hands: int = 8, tell: Callable[[str], None] = lambda job: None
-    ) -> None:
-        """`tell` hears of every job to which something happens."""
-        self.store, self.desks, self.tell = store, desks, tell
+        self, store: Store, desks: Mapping[str, Desk], hands: int = 8, tell: Callable[[str], None] = lambda job: None,
+        keep: float = math.inf,
+    ) -> None:  # fmt: skip
+        """`tell` hears of every job to which something happens; ended jobs are deleted after `keep` seconds."""
+        self.store, self.desks, self.tell, self.keep = store, desks, tell, keep
         self.pace = 1.0  # seconds a job, lately
         self.name = f"{socket.gethostname()[:40]}-{os.getpid()}-{hex(time.time_ns())[-6:]}"
         self._steps: dict[str, int] = {}  # of the jobs in hand
+        self._previews: dict[str, tuple[int, bytes]] = {}  # how they look, where it is not written down yet
         self._lost: set[str] = set()  # of these, those that are somebody else's by now
         self._bell = threading.Condition()
         self._open = True
@@ -112,6 +162,7 @@ class Crew:
                 self._asked(lambda job=job: self._draw(job))
             finally:
                 del self._steps[job.id]
+                self._previews.pop(job.id, None)
                 self._lost.discard(job.id)
                 self.pace += (time.monotonic() - began - self.pace) / 10
                 self.tell(job.id)
@@ -119,10 +170,12 @@ class Crew:
     def _note(self) -> None:
         """Write down how far the jobs in hand are: on a thread of its own, so that no batch waits for the disk."""
         looked = time.monotonic()
+        forgot = -math.inf
         while not self._ended.wait(NOTED):
             steps = dict(self._steps)
             if steps:
-                mine = self._asked(lambda steps=steps: self.store.progress(self.name, steps))
+                seen = {id: self._previews.pop(id) for id in steps.keys() & self._previews.keys()}
+                mine = self._asked(lambda steps=steps, seen=seen: self.store.progress(self.name, steps, seen))
                 self._lost |= set() if mine is None else (steps.keys() - mine) & self._steps.keys()
                 for id in steps:
                     self.tell(id)
@@ -130,6 +183,9 @@ class Crew:
                 looked = time.monotonic()
                 if self._asked(self.store.recover):
                     self.ring()
+            if time.monotonic() - forgot > FORGOTTEN and math.isfinite(self.keep):
+                forgot = time.monotonic()
+                self._asked(lambda: self.store.forget(time.time() - self.keep))
 
     def _asked(self, ask: Callable[[], Found]) -> Found | None:
         """What the database says; None, after a while and with a word in the log, where it does not answer."""
@@ -142,12 +198,17 @@ class Crew:
 
     def _draw(self, job: Job) -> None:
         """Draw a job and write down what came of it; whatever goes wrong is the job's end and not the worker's."""
-        desk, asked = self.desks[job.model], Asked.model_validate(job.request)
+        desk, asked, previews = self.desks[job.model], Asked.model_validate(job.request), Previews()
 
         def watch(index: int, step: Any, x: Any, history: Any) -> None:
             self._steps[job.id] = index + 1
             if job.id in self._lost:
                 raise Lost(job.id)
+            if asked.previews and desk.side and index + 1 < job.steps and previews.due():
+                with previews.counted():
+                    seen = desk.preview(history[-1].clean)
+                if seen is not None:
+                    self._previews[job.id] = index + 1, seen
 
         try:
             pictures: dict[str, list[bytes]] = {}

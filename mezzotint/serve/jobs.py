@@ -4,23 +4,25 @@ from __future__ import annotations
 
 import base64
 import binascii
+import io
 import secrets
 import time
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import Mapping
 from typing import Annotated, Any, TypeAlias
 
 from fastapi import APIRouter, Depends, Path, Query, Request, Response
-from fastapi.responses import StreamingResponse
+from PIL import Image
 from pydantic import Field
 from starlette.concurrency import run_in_threadpool
 
 from mezzotint.errors import InputError
-from mezzotint.serve.asked import MEDIA, Asked, Plain, Seed
-from mezzotint.serve.http import Trouble, failures
+from mezzotint.serve.asked import MEDIA, Asked, Seed
 from mezzotint.serve.keys import Caller
 from mezzotint.serve.server import DAY, Server
 from mezzotint.serve.store import Given
-from mezzotint.serve.tables import DONE, OPEN, Job
+from mezzotint.serve.tables import OPEN, Job
+from mezzotint.serve.told import Listed, Told, told
+from mezzotint.serve.trouble import Trouble, failures
 
 Encoded = Annotated[str, Field(max_length=28_000_000)]  # a picture in base64
 
@@ -35,36 +37,6 @@ class Wished(Asked):
     patience: Annotated[float, Field(gt=0, le=7 * DAY)] | None = None  # seconds
 
 
-class Made(Plain):
-    """A picture that was made."""
-
-    url: str
-    media: str
-    sha256: str
-    seed: int | None
-
-
-class Told(Plain):
-    """A job as it stands."""
-
-    id: str
-    state: str
-    model: str
-    request: dict[str, Any]
-    created: float
-    started: float | None
-    finished: float | None
-    step: int
-    steps: int
-    error: str | None
-    cost: float | None
-    pictures: list[Made]
-
-
-class Listed(Plain):
-    jobs: list[Told]
-
-
 def serving(request: Request) -> Server:
     return request.app.state.server
 
@@ -76,8 +48,12 @@ def calling(request: Request) -> Caller:
 Serving: TypeAlias = Annotated[Server, Depends(serving)]
 Calling: TypeAlias = Annotated[Caller, Depends(calling)]
 KINDS: dict[str, Any] = {media: {} for media in MEDIA.values()}
-FILES: dict[int | str, Any] = {200: {"content": KINDS, "description": "the signed file"}}
-EVENTS: dict[int | str, Any] = {200: {"content": {"text/event-stream": {}}, "description": "until the job has ended"}}
+FILES: dict[int | str, Any] = {
+    200: {"content": KINDS, "description": "the signed file"}, 304: {"description": "the one that the caller has"},
+}  # fmt: skip
+JPEG: dict[int | str, Any] = {
+    200: {"content": {"image/jpeg": {}}, "description": "a JPEG"}, 204: {"description": "there is none now"},
+}  # fmt: skip
 router = APIRouter(prefix="/v1/jobs", tags=["jobs"], responses=failures())
 
 
@@ -89,7 +65,7 @@ def create(wished: Wished, server: Serving, caller: Calling) -> Told:
     pictures = {role: [decoded(text, role) for text in texts] for role, texts in roles.items() if texts}
     plain = wished.model_dump(exclude={"image", "mask", "pictures", "patience"})
     deadline = None if wished.patience is None else time.time() + wished.patience
-    return told(server, accepted(server, caller, plain, pictures, deadline))
+    return told(server, [accepted(server, caller, plain, pictures, deadline)])[0]
 
 
 @router.get("", response_model=Listed)
@@ -99,13 +75,13 @@ def index(
 ) -> Listed:  # fmt: skip
     """The newest jobs first: the caller's own, or everybody's where the key may see them."""
     rows = server.store.listed(None if caller.sees_all else caller.id, limit, before)
-    return Listed(jobs=[told(server, job) for job in rows])
+    return Listed(jobs=told(server, rows))
 
 
 @router.get("/{id}", response_model=Told, responses=failures(404))
 def show(id: str, server: Serving, caller: Calling) -> Told:
     """One job."""
-    return told(server, visible(server, caller, id))
+    return told(server, [visible(server, caller, id)])[0]
 
 
 @router.delete("/{id}", response_model=Told, responses=failures(403, 404, 409))
@@ -117,41 +93,45 @@ def cancel(id: str, server: Serving, caller: Calling) -> Told:
     if not server.store.cancel(id):
         raise Trouble(409, f"job {id} has ended: it is {job.state}")
     server.news.tell(id)
-    return told(server, visible(server, caller, id))
+    return told(server, [visible(server, caller, id)])[0]
 
 
-@router.get("/{id}/events", response_class=StreamingResponse, responses=failures(404) | EVENTS)
-async def events(id: str, request: Request, server: Serving, caller: Calling) -> StreamingResponse:
-    """The job as it goes on, as server-sent events: `progress`, and at last `end`."""
-    await run_in_threadpool(visible, server, caller, id)
-
-    async def lines() -> AsyncIterator[str]:
-        last = ""
-        while not await request.is_disconnected():
-            now = await run_in_threadpool(lambda: told(server, visible(server, caller, id)))
-            ended, text = now.state not in OPEN, now.model_dump_json()
-            if text != last:
-                yield f"event: {'end' if ended else 'progress'}\ndata: {text}\n\n"
-                last = text
-            else:
-                yield ": still here\n\n"
-            if ended:
-                return
-            await server.news.of(id)
-
-    return StreamingResponse(lines(), media_type="text/event-stream")
+@router.get("/{id}/preview", response_class=Response, responses=failures(404) | JPEG)
+def preview(id: str, server: Serving, caller: Calling) -> Response:
+    """How a job looks that is drawn now, where it asked for `previews`: small, unsigned, gone when it ends."""
+    visible(server, caller, id)
+    seen = server.store.preview(id)
+    return Response(status_code=204) if seen is None else Response(seen, media_type="image/jpeg")
 
 
 @router.get("/{id}/pictures/{place}", response_class=Response, responses=failures(404) | FILES)
-def picture(id: str, place: Annotated[int, Path(ge=0, le=1000)], server: Serving, caller: Calling) -> Response:
-    """A picture that a job has made: the signed file."""
+def picture(
+    id: str, place: Annotated[int, Path(ge=0, le=1000)], request: Request, server: Serving, caller: Calling,
+    side: Annotated[int | None, Query(ge=16, le=1024)] = None,
+) -> Response:  # fmt: skip
+    """A picture that a job has made: the signed file, or a small copy of it with so many pixels on its longer side."""
     visible(server, caller, id)
     row = server.store.picture(id, place)
     if row is None:
         raise Trouble(404, f"job {id} has no picture {place}", "not_found_error")
+    headers = {"etag": f'"{row.sha256}{f"-{side}" if side else ""}"', "cache-control": "private, no-cache"}
+    if headers["etag"] in request.headers.get("if-none-match", ""):
+        return Response(status_code=304, headers=headers)
+    if side is not None:
+        return Response(small(row.data, side), media_type="image/jpeg", headers=headers)
     name = f"{id}-{place}.{row.media.rpartition('/')[2]}"
-    headers = {"content-disposition": f'inline; filename="{name}"', "etag": f'"{row.sha256}"'}
+    headers["content-disposition"] = f'inline; filename="{name}"'
     return Response(row.data, media_type=row.media, headers=headers)
+
+
+def small(data: bytes, side: int) -> bytes:
+    """A small copy of a picture of ours, as JPEG."""
+    stream = io.BytesIO()
+    with Image.open(io.BytesIO(data)) as picture:
+        copy = picture.convert("RGB")
+    copy.thumbnail((side, side))
+    copy.save(stream, "JPEG", quality=85)
+    return stream.getvalue()
 
 
 def accepted(
@@ -194,7 +174,7 @@ async def ended(server: Server, request: Request, id: str, patience: float) -> J
         if time.monotonic() > until or await request.is_disconnected():
             await run_in_threadpool(server.store.cancel, id)
             continue
-        await server.news.of(id)
+        await server.news.of([id])
     if job is None:
         raise Trouble(404, f"no job {id}", "not_found_error")
     return job
@@ -206,19 +186,6 @@ def visible(server: Server, caller: Caller, id: str) -> Job:
     if job is None or not (caller.sees_all or job.owner == caller.id):
         raise Trouble(404, f"no job {id[:32]}", "not_found_error")
     return job
-
-
-def told(server: Server, job: Job) -> Told:
-    rows = server.store.pictures(job.id, "result", data=False) if job.state == DONE else ()
-    made = [
-        Made(url=f"/v1/jobs/{job.id}/pictures/{row.place}", media=row.media, sha256=row.sha256,
-             seed=row.facts.get("seed"))
-        for row in rows
-    ]  # fmt: skip
-    return Told(
-        id=job.id, state=job.state, model=job.model, request=job.request, created=job.created, started=job.started,
-        finished=job.finished, step=job.step, steps=job.steps, error=job.error, cost=job.cost, pictures=made,
-    )  # fmt: skip
 
 
 def decoded(text: str, what: str) -> bytes:

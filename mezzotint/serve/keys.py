@@ -1,4 +1,6 @@
-"""Who may ask: keys with roles and quotas. A key is shown once; its SHA-256 is kept."""
+"""Who may ask: keys with roles and quotas, and browsers that were signed in with one.
+
+A key is shown once; its SHA-256 is kept, and of a browser's token no more."""
 
 from __future__ import annotations
 
@@ -9,15 +11,16 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from sqlalchemy import func, select, update
+from sqlalchemy import delete, func, select, update
 from sqlalchemy.exc import IntegrityError
 
 from mezzotint.errors import InputError
 from mezzotint.serve.store import Store, new_id
-from mezzotint.serve.tables import Key
+from mezzotint.serve.tables import Key, SignedIn
 
 ROLES = ("user", "viewer", "admin")
 PREFIX = "mz-"
+SHIFT = 12 * 3600.0  # seconds that a browser stays signed in
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,7 +70,34 @@ def find(store: Store, secret: str) -> Caller | None:
     asked = select(Key).where(Key.sha256 == digest(secret), Key.revoked.is_(None))
     with store.reading() as session:
         row = session.scalar(asked)
-    return None if row is None else Caller(row.id, row.name, row.role, row.per_minute, row.per_day)
+    return None if row is None else _caller(row)
+
+
+def sign_in(store: Store, caller: Caller) -> str:
+    """A token that stands for a caller's key in a browser, for SHIFT seconds."""
+    token, now = secrets.token_urlsafe(32), time.time()
+    with store.writing() as session:
+        session.execute(delete(SignedIn).where(SignedIn.until < now))
+        session.add(SignedIn(sha256=digest(token), key=caller.id, until=now + SHIFT))
+    return token
+
+
+def signed_in(store: Store, token: str) -> Caller | None:
+    """Whose browser this is; None where its time is over, it was signed out, or its key opens nothing any more."""
+    asked = select(Key).join(SignedIn, SignedIn.key == Key.id)
+    asked = asked.where(SignedIn.sha256 == digest(token), SignedIn.until > time.time(), Key.revoked.is_(None))
+    with store.reading() as session:
+        row = session.scalar(asked)
+    return None if row is None else _caller(row)
+
+
+def sign_out(store: Store, token: str) -> None:
+    with store.writing() as session:
+        session.execute(delete(SignedIn).where(SignedIn.sha256 == digest(token)))
+
+
+def _caller(row: Key) -> Caller:
+    return Caller(row.id, row.name, row.role, row.per_minute, row.per_day)
 
 
 def revoke(store: Store, name: str) -> None:

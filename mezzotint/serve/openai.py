@@ -13,10 +13,10 @@ from starlette.concurrency import run_in_threadpool
 
 from mezzotint.errors import InputError
 from mezzotint.serve.asked import Plain, Seed, Text, Wish, opened
-from mezzotint.serve.http import Trouble, failures
 from mezzotint.serve.jobs import Calling, Serving, accepted, ended
 from mezzotint.serve.server import Server
 from mezzotint.serve.tables import DONE, REFUSED, Job
+from mezzotint.serve.trouble import Trouble, failures
 
 router = APIRouter(prefix="/v1", tags=["openai"], responses=failures())
 

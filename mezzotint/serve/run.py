@@ -10,7 +10,7 @@ import uvicorn
 
 from mezzotint.errors import InputError
 from mezzotint.serve.app import create
-from mezzotint.serve.http import logged
+from mezzotint.serve.log import logged
 from mezzotint.serve.server import Server
 
 HEAD = 65_536  # bytes of a request's headers

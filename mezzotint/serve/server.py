@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import ipaddress
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from limits.storage import MemoryStorage
 from limits.strategies import MovingWindowRateLimiter
 
 from mezzotint.serve.crew import Crew, Desk
+from mezzotint.serve.examinations import Examinations
 from mezzotint.serve.store import Store
 
 LOOK = 1.0  # seconds between looks at a job that another process draws
@@ -43,11 +45,12 @@ class News:
             for loop, event in self._waiting.get(job, ()):
                 loop.call_soon_threadsafe(event.set)
 
-    async def of(self, job: str, patience: float = LOOK) -> None:
-        """Wait until something happened to a job, or for so many seconds."""
+    async def of(self, jobs: Sequence[str], patience: float = LOOK) -> None:
+        """Wait until something happened to one of these jobs, or for so many seconds."""
         mine = asyncio.get_running_loop(), asyncio.Event()
         with self._lock:
-            self._waiting.setdefault(job, set()).add(mine)
+            for job in jobs:
+                self._waiting.setdefault(job, set()).add(mine)
         try:
             async with asyncio.timeout(patience):
                 await mine[1].wait()
@@ -55,10 +58,11 @@ class News:
             pass
         finally:
             with self._lock:
-                rest = self._waiting[job]
-                rest.discard(mine)
-                if not rest:
-                    del self._waiting[job]
+                for job in jobs:
+                    rest = self._waiting[job]
+                    rest.discard(mine)
+                    if not rest:
+                        del self._waiting[job]
 
 
 @dataclass
@@ -71,11 +75,14 @@ class Server:
     log: Path | None = None  # the audit log
     limits: Limits = field(default_factory=Limits)
     hands: int = 8
+    data: Mapping[str, Path] = field(default_factory=dict[str, Path])  # images for the doctor, by model
     news: News = field(default_factory=News)
     draining: bool = False
 
     def __post_init__(self) -> None:
-        self.crew = Crew(self.store, self.desks, self.hands, tell=self.news.tell)
+        self.crew = Crew(self.store, self.desks, self.hands, self.news.tell, self.limits.keep)
+        places = {name: desk.pipeline.model.path for name, desk in self.desks.items()}
+        self.examinations = Examinations({name: path for name, path in places.items() if path}, self.data)
         self.rates = MovingWindowRateLimiter(MemoryStorage())
 
     def pace(self) -> float:
@@ -92,8 +99,17 @@ class Server:
     def close(self, patience: float = 30.0) -> bool:
         """Answer no new requests, end what is begun, and let go."""
         self.draining = True
+        self.examinations.close()
         ended = self.crew.close(patience)
         if ended:
             for desk in self.desks.values():
                 desk.batcher.close()
         return ended
+
+
+def is_here(host: str) -> bool:
+    """Whether an address is this machine's own, which no other machine reaches."""
+    try:
+        return host == "localhost" or ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False

@@ -10,20 +10,18 @@ import hashlib
 import secrets
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
-from sqlalchemy import Engine, create_engine, delete, event, func, select, update
-from sqlalchemy.exc import ArgumentError, NoSuchModuleError, OperationalError
+from sqlalchemy import delete, func, select, update
 from sqlalchemy.orm import Session, aliased, defer
 
-from mezzotint.errors import InputError
-from mezzotint.serve.tables import CANCELLED, DONE, EXPIRED, OPEN, QUEUED, RUNNING, Job, Picture
+from mezzotint.serve import database
+from mezzotint.serve.tables import CANCELLED, DONE, EXPIRED, FAILED, OPEN, QUEUED, RUNNING, Job, Picture
 
 SILENT = 30.0  # seconds without a beat after which a worker is taken for dead
-WAIT = 30.0  # seconds that SQLite waits for another writer
+NONE: Mapping[str, Any] = {}
 ATTEMPTS = 3  # workers that may die with a job before it is taken for the cause
 
 
@@ -50,8 +48,8 @@ class Store:
 
     def __init__(self, url: str, room: int = 200) -> None:
         """Open, and bring up to date, the database; `room` is how many jobs may wait."""
-        self.engine, self.room = _engine(url), room
-        _migrated(self.engine)
+        self.engine, self.room = database.engine(url), room
+        database.migrated(self.engine)
 
     def close(self) -> None:
         self.engine.dispose()
@@ -98,6 +96,33 @@ class Store:
         with self.reading() as session:
             return session.scalars(asked).all()
 
+    def results(self, ids: Sequence[str]) -> dict[str, list[Picture]]:
+        """What jobs have made, in order and without the bytes; all of it asked for at once."""
+        asked = select(Picture).where(Picture.job.in_(ids), Picture.role == "result").order_by(Picture.place)
+        found: dict[str, list[Picture]] = {id: [] for id in ids}
+        with self.reading() as session:
+            for row in session.scalars(asked.options(defer(Picture.data, raiseload=True))):
+                found[row.job].append(row)
+        return found
+
+    def gallery(
+        self, owner: str | None, limit: int = 48, before: str | None = None, model: str | None = None
+    ) -> Sequence[Job]:
+        """The newest jobs that made pictures, of one owner or of all, older than one."""
+        asked = select(Job).where(Job.state == DONE).order_by(Job.id.desc()).limit(limit)
+        for column, wanted in ((Job.owner, owner), (Job.model, model)):
+            if wanted is not None:
+                asked = asked.where(column == wanted)
+        if before is not None:
+            asked = asked.where(Job.id < before)
+        with self.reading() as session:
+            return session.scalars(asked).all()
+
+    def preview(self, id: str) -> bytes | None:
+        """How a job looks so far."""
+        with self.reading() as session:
+            return session.scalar(select(Job.preview).where(Job.id == id))
+
     def picture(self, id: str, place: int) -> Picture | None:
         """A result."""
         asked = select(Picture).where(Picture.job == id, Picture.role == "result", Picture.place == place)
@@ -108,7 +133,7 @@ class Store:
         """Whether the job was still open; its worker notices at the next step."""
         still = update(Job).where(Job.id == id, Job.state.in_(OPEN))
         with self.writing() as session:
-            return _changed(session, still.values(state=CANCELLED, finished=time.time()))
+            return _changed(session, still.values(state=CANCELLED, finished=time.time(), preview=None))
 
     def drawn_since(self, owner: str, since: float) -> int:
         """Pictures that an owner asked for since then, those of failed jobs aside."""
@@ -146,13 +171,16 @@ class Store:
                 job.attempts += 1
             return job
 
-    def progress(self, worker: str, steps: Mapping[str, int]) -> set[str]:
-        """Note how far a worker's jobs are, and that it lives; those that are its own still."""
+    def progress(
+        self, worker: str, steps: Mapping[str, int], previews: Mapping[str, tuple[int, bytes]] = NONE
+    ) -> set[str]:
+        """Note how far a worker's jobs are, how they look, and that it lives; those that are its own still."""
         now, mine = time.time(), set[str]()
         with self.writing() as session:
             for id, step in steps.items():
                 own = update(Job).where(Job.id == id, Job.worker == worker, Job.state == RUNNING)
-                if _changed(session, own.values(step=step, beat=now)):
+                seen = dict(zip(("previewed", "preview"), previews[id], strict=True)) if id in previews else {}
+                if _changed(session, own.values(step=step, beat=now, **seen)):
                     mine.add(id)
         return mine
 
@@ -164,7 +192,8 @@ class Store:
         mine = update(Job).where(Job.id == id, Job.worker == worker, Job.state == RUNNING)
         said = None if error is None else error[:2000]
         with self.writing() as session:
-            if not _changed(session, mine.values(state=state, finished=time.time(), error=said, cost=cost)):
+            end = {"state": state, "finished": time.time(), "error": said, "cost": cost, "preview": None}
+            if not _changed(session, mine.values(**end)):
                 return False
             session.add_all(_rows(id, results))
             return True
@@ -178,9 +207,9 @@ class Store:
         said = f"{ATTEMPTS} workers were lost with it"
         with self.writing() as session:
             tried = update(Job).where(*lost, Job.attempts >= ATTEMPTS)
-            session.execute(tried.values(state="failed", finished=time.time(), error=said, worker=None))
-            back = update(Job).where(*lost).values(state=QUEUED, worker=None, beat=None, step=0)
-            return session.execute(back).rowcount  # type: ignore[attr-defined]
+            session.execute(tried.values(state=FAILED, finished=time.time(), error=said, worker=None, preview=None))
+            fresh = {"state": QUEUED, "worker": None, "beat": None, "step": 0, "previewed": 0, "preview": None}
+            return session.execute(update(Job).where(*lost).values(**fresh)).rowcount  # type: ignore[attr-defined]
 
     def forget(self, before: float) -> int:
         """Delete jobs that ended before then, with their pictures; how many."""
@@ -220,46 +249,3 @@ def _rows(job: str, given: Iterable[Given]) -> list[Picture]:
 def _changed(session: Session, changes: Any) -> bool:
     found: Any = session.execute(changes)
     return found.rowcount == 1
-
-
-def _engine(url: str) -> Engine:
-    try:
-        engine = create_engine(url, pool_pre_ping=True)
-    except (ArgumentError, NoSuchModuleError, ImportError) as error:
-        raise InputError(
-            f"--db {url}: no database by this URL: {error}. Use sqlite:///FILE or postgresql://..."
-        ) from error
-    if engine.dialect.name == "sqlite":
-        if engine.url.database not in (None, "", ":memory:"):
-            with suppress(OSError):  # opening it says what is wrong
-                Path(str(engine.url.database)).parent.mkdir(parents=True, exist_ok=True)
-
-        @event.listens_for(engine, "connect")
-        def ready(connection: Any, record: object) -> None:
-            connection.isolation_level = None  # transactions begin where we say so, below
-            cursor = connection.cursor()
-            for line in ("journal_mode=WAL", f"busy_timeout={int(1000 * WAIT)}", "foreign_keys=ON", "synchronous=FULL"):
-                cursor.execute(f"PRAGMA {line}")
-            cursor.close()
-
-        @event.listens_for(engine, "begin")
-        def begin(connection: Any) -> None:  # one that reads and then writes would find the file locked
-            reads = connection.get_execution_options().get("reads", False)
-            connection.exec_driver_sql("BEGIN" if reads else "BEGIN IMMEDIATE")
-
-    return engine
-
-
-def _migrated(engine: Engine) -> None:
-    from alembic import command
-    from alembic.config import Config
-
-    config = Config()
-    config.set_main_option("script_location", str(Path(__file__).parent / "migrations"))
-    try:
-        with engine.begin() as connection:
-            config.attributes["connection"] = connection
-            command.upgrade(config, "head")
-    except OperationalError as error:
-        where = engine.url.render_as_string(hide_password=True)
-        raise InputError(f"the database {where} cannot be used: {error.orig}") from error

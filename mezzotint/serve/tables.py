@@ -1,4 +1,4 @@
-"""What the server keeps: jobs, the pictures that go into them and come out, and keys."""
+"""What the server keeps: jobs, the pictures that go into them and come out, keys, and who is signed in."""
 
 from __future__ import annotations
 
@@ -39,6 +39,8 @@ class Job(Table):
     steps: Mapped[int] = mapped_column(default=0)
     error: Mapped[str | None] = mapped_column(String(2000))
     cost: Mapped[float | None]  # of all its pictures, in the currency of the server's price
+    previewed: Mapped[int] = mapped_column(default=0)  # the step that its preview shows; 0: there is none
+    preview: Mapped[bytes | None] = mapped_column(LargeBinary, deferred=True)  # a small JPEG, as long as it is drawn
 
     __table_args__ = (Index("jobs_by_state", "state", "id"),)
 
@@ -73,3 +75,13 @@ class Key(Table):
     per_day: Mapped[int | None]  # pictures
     created: Mapped[float]
     revoked: Mapped[float | None]
+
+
+class SignedIn(Table):
+    """A browser that somebody signed in with a key; its token is not kept, its SHA-256 is."""
+
+    __tablename__ = "signed_in"
+
+    sha256: Mapped[str] = mapped_column(String(64), primary_key=True)
+    key: Mapped[str] = mapped_column(ForeignKey("keys.id", ondelete="CASCADE"))
+    until: Mapped[float]
