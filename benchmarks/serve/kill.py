@@ -1,0 +1,96 @@
+"""kill -9 of the server under load, again and again: every accepted job ends once, with the pictures of its seed.
+
+python benchmarks/serve/kill.py models/solar-cells --jobs 60 --kills 5
+"""
+
+from __future__ import annotations
+
+import argparse
+import random
+import signal
+import sqlite3
+import tempfile
+import time
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import httpx
+from served import started
+
+
+def wish(seed: int, steps: int) -> dict[str, Any]:
+    return {"model": "model", "seed": seed, "steps": steps}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("model", type=Path)
+    parser.add_argument("--jobs", type=int, default=60)
+    parser.add_argument("--kills", type=int, default=5)
+    parser.add_argument("--steps", type=int, default=12)
+    given = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        report(given, Path(folder))
+
+
+def report(given: argparse.Namespace, folder: Path) -> None:
+    chance, accepted, lost = random.Random(0), dict[str, int](), 0
+    process, url = started(given.model, folder)
+    for kill in range(given.kills):
+        for seed in range(kill * given.jobs // given.kills, (kill + 1) * given.jobs // given.kills):
+            try:
+                answer = httpx.post(f"{url}/v1/jobs", json=wish(seed, given.steps), timeout=60)
+                accepted[answer.json()["id"]] = seed
+            except httpx.HTTPError:
+                lost += 1  # nobody was told that it was accepted
+        time.sleep(chance.uniform(0.5, 3.0))
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+        process, url = started(given.model, folder)
+    until, states, jobs = time.monotonic() + 600, Counter[str](), dict[str, dict[str, Any]]()
+    while time.monotonic() < until:
+        jobs = {id: httpx.get(f"{url}/v1/jobs/{id}", timeout=60).json() for id in accepted}
+        states = Counter(job["state"] for job in jobs.values())
+        if not states["queued"] and not states["running"]:
+            break
+        time.sleep(1)
+    alike = sum(same(url, jobs[id], given.steps) for id in list(accepted)[:: max(1, len(accepted) // 12)])
+    looked = len(list(accepted)[:: max(1, len(accepted) // 12)])
+    process.terminate()
+    process.wait(90)
+    with sqlite3.connect(folder / "jobs.db") as database:
+        pictures = Counter(
+            dict(database.execute("select job, count(*) from pictures where role = 'result' group by job"))
+        )
+        again = database.execute("select count(*) from jobs where attempts > 1").fetchone()[0]
+    print("| measured | value |\n|---|---|")
+    for name, value in {
+        "jobs accepted, kills": f"{len(accepted)}, {given.kills}",
+        "ended as": ", ".join(f"{count} {state}" for state, count in states.items()),
+        "begun more than once": str(again),
+        "with exactly one picture": str(sum(pictures[id] == 1 for id in accepted)),
+        "same picture as drawn again": f"{alike} of {looked} looked at",
+    }.items():
+        print(f"| {name} | {value} |")
+
+
+def same(url: str, job: dict[str, Any], steps: int) -> bool:
+    """Whether the picture is that of its seed, to the rounding of a batch."""
+    import io
+
+    import numpy as np
+    from PIL import Image
+
+    again = httpx.post(f"{url}/v1/jobs", json=wish(job["request"]["seed"], steps), timeout=60).json()
+    while (now := httpx.get(f"{url}/v1/jobs/{again['id']}", timeout=60).json())["state"] in ("queued", "running"):
+        time.sleep(0.1)
+    pair = [
+        np.asarray(Image.open(io.BytesIO(httpx.get(f"{url}{each['pictures'][0]['url']}").content)), dtype=int)
+        for each in (job, now)
+    ]
+    return bool(np.abs(pair[0] - pair[1]).max() <= 1)
+
+
+if __name__ == "__main__":
+    main()
