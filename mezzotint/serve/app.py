@@ -9,13 +9,14 @@ from mezzotint.serve import door, events, jobs, openai, trouble
 from mezzotint.serve.metrics import Metrics
 from mezzotint.serve.server import Server
 from mezzotint.serve.web import pages
+from mezzotint.serve.web.choices import choices
 
 
 def create(server: Server) -> FastAPI:
     """The app of a server."""
     app = FastAPI(title="Mezzotint", version="1", docs_url=None, redoc_url=None, openapi_url="/v1/openapi.json")
     metrics = Metrics(server)
-    app.state.server = server
+    app.state.server, app.state.choices = server, choices(server)
     app.include_router(openai.router)
     app.include_router(events.router)
     app.include_router(jobs.router)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import tempfile
 import threading
+import time
 from collections import OrderedDict
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,8 +15,8 @@ from mezzotint.pipeline.places import Chain, Places
 from mezzotint.serve.crew import Desk
 from mezzotint.serve.tables import Picture
 
-KEPT = 64  # chains that are kept: walking one may take a run of the network
-_known: OrderedDict[str, Chain] = OrderedDict()
+FRESH, KEPT = 300.0, 64  # seconds and chains that are kept: walking one may take a run of the network
+_known: OrderedDict[str, tuple[float, Chain]] = OrderedDict()
 _one = threading.Lock()  # a walk at a time: it computes beside those who draw
 
 
@@ -35,16 +36,18 @@ class Step:
 def walked(picture: Picture, desk: Desk) -> Chain:
     """The chain of a picture; one that was walked lately is not walked again."""
     with _one:
-        if picture.sha256 not in _known:
+        when, chain = _known.get(picture.sha256, (-FRESH, None))
+        if chain is None or time.monotonic() - when > FRESH:
             model = desk.pipeline.model
             with tempfile.TemporaryDirectory() as folder:
                 file = Path(folder) / f"picture.{picture.media.rpartition('/')[2]}"
                 file.write_bytes(picture.data)
                 places = Places(model.path, tuple(desk.files.values()), log=desk.pipeline.house.log, loaded=model)
-                _known[picture.sha256] = chains.of_picture(file, places)
+                chain = chains.of_picture(file, places)
+            _known[picture.sha256] = time.monotonic(), chain
             while len(_known) > KEPT:
                 _known.popitem(last=False)
-        return _known[picture.sha256]
+        return chain
 
 
 def steps(chain: Chain, everything: bool) -> list[Step]:

@@ -23,7 +23,6 @@ from mezzotint.serve.tables import OPEN
 from mezzotint.serve.told import Told, told
 from mezzotint.serve.trouble import Trouble
 from mezzotint.serve.web import lineage
-from mezzotint.serve.web.choices import choices
 
 PAGE = 48  # jobs of a page of the gallery
 GUESSES = 20  # keys that may be tried a minute from one address
@@ -55,7 +54,7 @@ def trouble(request: Request, error: Trouble) -> Response:
 @router.get("/")
 def draw(request: Request, server: Serving, caller: Calling) -> Response:
     """Draw pictures and see them grow."""
-    return page("draw", request, models=choices(server))
+    return page("draw", request, models=request.app.state.choices)
 
 
 @router.get("/place")
@@ -66,13 +65,13 @@ def place(
     """Draw a mask on a picture, and a defect under it."""
     job = visible(server, caller, on) if on else None
     source = f"/v1/jobs/{job.id}/pictures/{at}" if job else ""
-    return page("place", request, models=choices(server), source=source, job=job)
+    return page("place", request, models=request.app.state.choices, source=source, job=job)
 
 
 @router.get("/compare")
 def compare(request: Request, server: Serving, caller: Calling) -> Response:
     """The same request by several samplers and numbers of steps."""
-    return page("compare", request, models=choices(server))
+    return page("compare", request, models=request.app.state.choices)
 
 
 @router.get("/gallery")

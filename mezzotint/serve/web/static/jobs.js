@@ -15,14 +15,14 @@ export async function create(wish) {
 export const cancel = (id) => asked(`/v1/jobs/${id}`, { method: "DELETE" });
 
 // One stream for all jobs of a page: browsers open six to a server, and a comparison has more jobs than that.
-const followed = new Map();
+const followed = new Map(), MOST = 100;
 let stream = null, opening = false;
 
 function reopen() {
   stream?.close();
   stream = null;
   if (!followed.size) return;
-  stream = new EventSource(`/v1/jobs/events?${[...followed.keys()].map((id) => `ids=${id}`).join("&")}`);
+  stream = new EventSource(`/v1/jobs/events?${[...followed.keys()].slice(-MOST).map((id) => `ids=${id}`).join("&")}`);
   stream.addEventListener("progress", (event) => heard(JSON.parse(event.data)));
   stream.addEventListener("end", (event) => {
     const job = JSON.parse(event.data), one = followed.get(job.id);
