@@ -9,7 +9,6 @@ import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import suppress
 from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
@@ -18,7 +17,7 @@ from typing import Any
 import httpx
 import numpy as np
 import pytest
-from cluster_parts import Held, noting
+from cluster_parts import Held, descendants, noting, until, workers
 from parts import CLASSES, class_model
 from serve_parts import answering, pixels
 from test_serve_cli import serving
@@ -49,44 +48,15 @@ def two() -> Iterator[Cluster]:
             yield Cluster(2)
 
 
-def descendants(root: int) -> dict[int, str]:
-    """Processes that a process has started, and those have, by number; what each is called."""
-    found: dict[int, tuple[int, str]] = {}
-    for path in Path("/proc").glob("[0-9]*"):
-        with suppress(OSError):
-            parent = int((path / "stat").read_text().rpartition(")")[2].split()[1])
-            found[int(path.name)] = parent, (path / "cmdline").read_bytes().decode(errors="replace").strip("\0")
-
-    def ours(pid: int) -> bool:
-        return pid in found and (found[pid][0] == root or ours(found[pid][0]))
-
-    return {pid: name for pid, (_, name) in found.items() if ours(pid)}
-
-
-def workers() -> dict[int, str]:
-    """Those of our own cluster."""
-    return {pid: name for pid, name in descendants(os.getpid()).items() if name.startswith("ray::Worker")}
-
-
-def until(holds: Callable[[], Any], patience: float = 60.0, pause: float = 0.02) -> Any:
-    """The first answer that is true."""
-    end = time.monotonic() + patience
-    while time.monotonic() < end:
-        if found := holds():
-            return found
-        time.sleep(pause)
-    raise AssertionError("it did not come")
-
-
 def test_workers_share_the_processors_that_there_are() -> None:
     def nodes(*sizes: int) -> list[dict[str, Any]]:
         return [{"Alive": True, "Resources": {"CPU": float(size), "GPU": 1.0}} for size in sizes]
 
     assert [joining.share(nodes(8, 8), n) for n in (1, 2, 3, 4, 5, 16)] == [8, 8, 4, 4, 2, 1]
     assert joining.share(nodes(8, 8), 2, gpus=1) == 1
-    for workers, gpus in ((17, 0), (3, 1)):
+    for many, gpus in ((17, 0), (3, 1)):
         with pytest.raises(InputError, match="the cluster has 16 processors and 2 GPUs"):
-            joining.share(nodes(8, 8), workers, gpus)
+            joining.share(nodes(8, 8), many, gpus)
     with pytest.raises(InputError, match="0 processors"):
         joining.share([{"Alive": False, "Resources": {"CPU": 8.0}}], 1)
 
