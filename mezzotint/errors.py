@@ -1,5 +1,7 @@
 """What is a user's mistake and not ours, and what a policy does not allow."""
 
+from __future__ import annotations
+
 
 class InputError(Exception):
     """Something the user gave cannot be used: the message says what, where and the remedy, in one or two lines.
@@ -21,3 +23,6 @@ class Refused(Exception):
     def __init__(self, rule: str, says: str) -> None:
         super().__init__(says)
         self.rule = rule
+
+    def __reduce__(self) -> tuple[type[Refused], tuple[str, str]]:  # what it is made of, to travel between processes
+        return type(self), (self.rule, str(self))

@@ -21,7 +21,7 @@ PLAIN = {"errors", "files", "digests", "images", "conditioning", "request"}
 
 # A part imports the plain modules and parts of lower levels.
 LEVELS = {
-    "process": 0, "layers": 0,
+    "process": 0, "layers": 0, "cluster": 0,
     "sampling": 1, "guidance": 1, "backbones": 1, "codec": 1, "text": 1, "governance": 1, "data": 1,
     "checkpoints": 2, "adapters": 2, "contract": 2,
     "families": 3,
@@ -56,7 +56,7 @@ HOMES = {
     "model_signing": {"governance"},
     "openlineage": {"governance"},
     "onnxruntime": {"governance"},
-    "ray": set[str](),
+    "ray": {"cluster"},
     "mlflow": {"governance"},
     "torchvision": set[str](),
     "diffusers": set[str](),  # the oracle of the tests, never a part of the program
@@ -131,6 +131,7 @@ def test_imports_keep_the_dependency_law() -> None:
         ("codec/x.py", "from mezzotint import helpers", "'helpers' has no place"),
         ("training/loop.py", "from diffusers import UNet2DModel", "nobody may"),
         ("synthesis/paint.py", "import accelerate", "only ['training'] may"),
+        ("serve/workers.py", "def f():\n    import ray", "only ['cluster'] may"),
     ],
 )
 def test_the_law_is_seen_broken(tmp_path: Path, file: str, line: str, why: str) -> None:
@@ -157,7 +158,7 @@ def test_what_is_imported_is_declared() -> None:
         *project["dependencies"],
         *(
             line
-            for extra in ("train", "text", "demo", "govern", "lineage", "mlflow", "serve")
+            for extra in ("train", "text", "demo", "govern", "lineage", "mlflow", "serve", "ray")
             for line in extras[extra]
         ),
     ]

@@ -96,6 +96,10 @@ def test_what_was_accepted_outlives_a_killed_server_and_is_done_once(folder: Pat
         (["--model", ".", "--hands", "0"], "--hands must be at least 1"),
         (["--model", ".", "--host", "0.0.0.0"], "there is no key"),
         (["--model", ".", "--db", "nothing"], "no database by this URL"),
+        (["--model", ".", "--workers", "2"], "--workers 2 goes with --engine ray"),
+        (["--model", ".", "--engine", "ray", "--workers", "0"], "--workers must be at least 1"),
+        (["--model", ".", "--engine", "ray", "--cluster", "auto"], "is a file of this machine"),
+        (["--model", ".", "--engine", "ray", "--device", "cuda:1"], "with --engine ray say cuda"),
         (["--model", "CELLS", "--price-per-hour", "2"], "cpu was not measured yet"),
     ],
 )

@@ -13,6 +13,7 @@ import pytest
 from parts import CLASSES, class_model
 from PIL import Image
 from serve_parts import desk, encoded, pixels
+from sqlalchemy import update
 from torch import nn
 
 import mezzotint as mz
@@ -22,7 +23,7 @@ from mezzotint.serve import crew as crew_module
 from mezzotint.serve.asked import Asked, opened
 from mezzotint.serve.crew import Crew, Desk
 from mezzotint.serve.store import Given, Store
-from mezzotint.serve.tables import CANCELLED, DONE, FAILED, REFUSED, Job
+from mezzotint.serve.tables import CANCELLED, DONE, FAILED, QUEUED, REFUSED, Job
 
 
 @pytest.fixture(autouse=True)
@@ -101,6 +102,24 @@ def test_a_job_that_is_cancelled_stops_and_leaves_nothing(store: Store) -> None:
     assert store.cancel(id)
     assert crew.close(patience=20), "the hand was free again"
     assert slow.calls < 20 and ended(store, id).state == CANCELLED and store.pictures(id) == []
+
+
+def test_a_crew_without_hands_draws_nothing_and_gives_back_the_jobs_of_the_dead(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(crew_module, "RECOVERED", 0.1)
+    desk_ = desk()
+    crew, rung = Crew(store, {"cells": desk_}, hands=0), list[str]()
+    monkeypatch.setattr(crew, "ring", lambda: rung.append("there is one"))
+    id = submit(store, desk_)
+    assert store.claim("dead", ["cells"]) is not None
+    with store.writing() as session:
+        session.execute(update(Job).values(beat=0.0))
+    until = time.monotonic() + 10
+    while not rung and time.monotonic() < until:
+        time.sleep(0.02)
+    job = store.get(id)
+    assert job is not None and job.state == QUEUED and crew.at_work == 0 and crew.close()
 
 
 def test_a_database_that_stumbles_costs_time_and_no_job(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -16,10 +16,11 @@ from typing import Any
 import pytest
 from alembic.autogenerate import compare_metadata
 from alembic.migration import MigrationContext
+from sqlalchemy import update
 
 from mezzotint.errors import InputError
 from mezzotint.serve.store import Full, Given, Store
-from mezzotint.serve.tables import CANCELLED, DONE, EXPIRED, FAILED, QUEUED, RUNNING, Table
+from mezzotint.serve.tables import CANCELLED, DONE, EXPIRED, FAILED, QUEUED, RUNNING, Job, Table
 
 
 @pytest.fixture(scope="session")
@@ -100,6 +101,17 @@ def test_the_jobs_of_the_dead_go_back_and_those_who_kill_do_not(store: Store) ->
         assert not store.finish(id, worker, DONE, [given("result", b"late")]), "it was taken for dead"
     assert (job := store.get(id)) is not None and job.state == FAILED and "3 workers" in str(job.error)
     assert store.pictures(id) == []
+
+
+def test_the_pace_is_that_of_the_newest_jobs(store: Store) -> None:
+    assert store.pace() == 1.0
+    for took in (7.0, 2.0, 4.0):
+        id = submitted(store)
+        assert store.claim("one", ["cells"]) is not None and store.finish(id, "one", DONE)
+        with store.writing() as session:
+            session.execute(update(Job).where(Job.id == id).values(started=100.0, finished=100.0 + took))
+    submitted(store)
+    assert store.pace(of=2) == 3.0
 
 
 def test_who_has_fewer_running_comes_first_and_then_who_waits_longest(store: Store) -> None:

@@ -93,10 +93,11 @@ def run(options: Options) -> int:
 
     import torch
 
-    from mezzotint.cli.generate import device_of, weighted
+    from mezzotint.cli.generate import weighted
     from mezzotint.doctor import report
     from mezzotint.doctor import subject as subjects
     from mezzotint.doctor.diagnose import refused
+    from mezzotint.families.devices import device_of
 
     subject = subjects.recognise(
         options.path, data=options.data, base=options.base, cache=options.cache, trace=options.trace,

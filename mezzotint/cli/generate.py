@@ -15,7 +15,6 @@ from mezzotint.cli import console
 from mezzotint.errors import InputError
 
 if TYPE_CHECKING:
-    import torch
     from PIL.Image import Image
     from torch import Tensor
 
@@ -133,6 +132,7 @@ def run(options: Options) -> int:
     from mezzotint.checkpoints import write_tensors
     from mezzotint.families import load
     from mezzotint.families.adapt import ruled
+    from mezzotint.families.devices import device_of
     from mezzotint.generate import settle
     from mezzotint.pipeline import pipeline
 
@@ -219,17 +219,6 @@ def request_of(options: Options, prompt: str) -> Request:
         negative_aesthetic=options.negative_aesthetic,
         start_noise=noise_from(options.start_noise) if options.start_noise else None,
     )
-
-
-def device_of(name: str) -> torch.device:
-    """The device, tried out; InputError where this machine or this torch has none of that name."""
-    import torch
-
-    try:
-        return torch.empty(1, device=name).device
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
-        reason = str(error).splitlines()[0].rstrip(".")
-        raise InputError(f"--device {name} cannot be used: {reason}. --device cpu always can.") from error
 
 
 def size_of(text: str | None, flag: str = "--size") -> tuple[int, int] | tuple[None, None]:

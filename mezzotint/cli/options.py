@@ -10,9 +10,12 @@ import math
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import fields
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 
 from mezzotint.errors import InputError
+
+if TYPE_CHECKING:
+    from mezzotint.cluster import Cluster
 
 T = TypeVar("T")
 
@@ -56,6 +59,20 @@ def priced(price: float | None) -> float | None:
     if price is not None and not 0 <= price < math.inf:
         raise InputError(f"--price-per-hour must be a number of at least 0, not {price:g}")
     return price
+
+
+def clustered(engine: str, workers: int | None, address: str | None, gpus: int = 0) -> Cluster | None:
+    """The cluster that is asked for, where one is; InputError for options that go with one, without it."""
+    if engine != "ray":
+        for name, value in (("workers", workers), ("cluster", address)):
+            if value is not None:
+                raise InputError(f"--{name} {value} goes with --engine ray: add it, or leave --{name} out")
+        return None
+    from mezzotint.cluster import Cluster
+
+    if workers is not None and workers < 1:
+        raise InputError(f"--workers must be at least 1, not {workers}")
+    return Cluster(workers or 2, None if address == "local" else address, gpus)
 
 
 def nearest(word: str, valid: Iterable[str]) -> str:

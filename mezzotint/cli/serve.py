@@ -5,21 +5,24 @@ from __future__ import annotations
 import json
 import re
 import sys
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 import tyro
 
-from mezzotint.cli.generate import device_of
-from mezzotint.cli.options import priced
+from mezzotint.cli.options import clustered, priced
 from mezzotint.errors import InputError
 
 if TYPE_CHECKING:
-    from mezzotint.serve.asked import Asked
+    from mezzotint.cluster import Cluster
+    from mezzotint.serve.workers import Models
 
 NAME = re.compile(r"[\w.-]{1,80}")
+MARGIN = 5.0  # seconds that a worker gets to answer
 
 
 @dataclass(frozen=True)
@@ -37,6 +40,7 @@ class Options:
         mezzotint serve --model models/solar-cells
         mezzotint keys add inspection-line --per-day 5000
         mezzotint serve --model cells=models/solar-cells --host 0.0.0.0 --adapter cracks=cracks.safetensors
+        mezzotint serve --model models/solar-cells --engine ray --workers 4
     """
 
     model: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
@@ -69,6 +73,12 @@ class Options:
     """Where to compute: cpu, cuda, mps, or one of several such as cuda:1."""
     price_per_hour: float | None = None
     """What an hour of this machine costs: every job then says what its pictures cost, by the plan."""
+    engine: Literal["process", "ray"] = "process"
+    """Draw in this process, or in workers on Ray, each with its own models and hands."""
+    workers: int | None = None
+    """With ray: how many processes draw; 2 where left out."""
+    cluster: str | None = None
+    """With ray: HOST:PORT of a running cluster, or auto for this machine's; one is started here where left out."""
     drain: float = 30.0
     """Seconds that running jobs get to end when the server is told to stop."""
     json: bool = False
@@ -86,61 +96,63 @@ def run(options: Options) -> int:
     data = named(options.data, "--data", True)
     if strange := sorted(data.keys() - places.keys()):
         raise InputError(f"--data {strange[0]}: no such model here: {', '.join(places)}")
-    for name, path in (*places.items(), *adapters.items(), *data.items()):
+    for name, path in data.items():
         if not path.exists():
-            raise InputError(f"{name}: no such file or folder: {path}")
-    import torch
-
-    from mezzotint.batching import Batcher
-    from mezzotint.families import load
+            raise InputError(f"--data {name}: no such folder: {path}")
     from mezzotint.governance import audit
-    from mezzotint.pipeline import pipeline
     from mezzotint.serve import keys
-    from mezzotint.serve.crew import Desk
     from mezzotint.serve.run import answer
     from mezzotint.serve.server import DAY, Limits, Server, is_here
     from mezzotint.serve.store import Store
+    from mezzotint.serve.workers import Models
 
-    store = Store(options.db or default(), options.room)
+    db = options.db or default()
+    gpus = int(options.device.startswith("cuda"))
+    cluster = clustered(options.engine, options.workers, options.cluster, gpus)
+    if cluster is not None and cluster.address is not None and db.startswith("sqlite"):
+        raise InputError(f"--db {db} is a file of this machine: with --cluster give one that all machines reach, "
+                         f"--db postgresql+psycopg://...")  # fmt: skip
+    if cluster is not None and ":" in options.device:
+        raise InputError(f"--device {options.device}: with --engine ray say {options.device.partition(':')[0]}, "
+                         f"and each worker gets one of its own")  # fmt: skip
+    store = Store(db, options.room)
     free = not keys.configured(store)
     if free and not is_here(options.host):
         raise InputError(
             f"--host {options.host} answers other machines, and there is no key: make one with `mezzotint keys add`."
         )
-    desks: dict[str, Desk] = {}
-    for name, path in places.items():
-        model = load(path, device_of(options.device), getattr(torch, options.dtype))
-        made = pipeline(model, options.policy)
-        batcher = Batcher(made.model.backbone, options.batch)
-        desks[name] = Desk(made, batcher, adapters, prices(options, path), options.previews)
+    models = Models(places, adapters, options.policy, options.dtype, options.device, options.batch,
+                    priced(options.price_per_hour), options.previews)  # fmt: skip
+    desks = (models if cluster is None else replace(models, device="cpu", price=None)).desks()
     log = next(iter(desks.values())).pipeline.house.log
-    limits = Limits(keep=options.keep * DAY)
-    server = Server(store, desks, free, log or audit.place(), limits, options.hands, data)
     who = "anybody on this machine" if free else f"{len(keys.listed(store))} keys"
+    out = sys.stdout
 
     def ready(address: str) -> None:
         if options.json:
-            print(json.dumps({"url": address, "models": list(desks), "keys": not free}), flush=True)
+            print(json.dumps({"url": address, "models": list(desks), "keys": not free}), file=out, flush=True)
         print(f"{address} serves {', '.join(desks)} to {who}; Ctrl-C stops", file=sys.stderr, flush=True)
 
-    ended = answer(server, options.host, options.port, options.drain, ready)
+    with drawing(cluster, models, db, options.hands) as close:
+        here, there = (options.hands, 0) if cluster is None else (0, options.hands * cluster.workers)
+        limits = Limits(keep=options.keep * DAY)
+        server = Server(store, desks, free, log or audit.place(), limits, here, data, there)
+        ended = answer(server, options.host, options.port, options.drain, ready)
+        ended = close(options.drain) and ended
     store.close()
     return 0 if ended else 1
 
 
-def prices(options: Options, path: Path) -> Callable[[Asked], float | None]:
-    """What requests to a model cost, where the machine has a price; InputError where it was not measured."""
-    price = priced(options.price_per_hour)
-    if price is None:
-        return lambda asked: None
-    from mezzotint.plan import calibrate
-    from mezzotint.serve.prices import Prices
+@contextmanager
+def drawing(cluster: Cluster | None, models: Models, db: str, hands: int) -> Iterator[Callable[[float], bool]]:
+    """Workers that draw for the length of the block, where a cluster is asked for; what closes them."""
+    if cluster is None:
+        yield lambda patience: True
+        return
+    from mezzotint.serve.workers import Hands
 
-    if calibrate.kept(options.device) is None:
-        raise InputError(
-            f"--price-per-hour: {options.device} was not measured yet: run `mezzotint plan --calibrate` once."
-        )
-    return Prices(path, options.dtype, options.device, price).of
+    with cluster.standing(partial(Hands, models, db, hands)) as ask:
+        yield lambda patience: all(ask(patience + MARGIN, "close", patience))
 
 
 def named(given: Sequence[str], option: str, must: bool = False) -> dict[str, Path]:

@@ -143,7 +143,6 @@ def prepared(options: Options, out: Path) -> Sweep:
     """The models loaded, the wishes made and the grid checked."""
     import torch
 
-    from mezzotint.cli.generate import device_of
     from mezzotint.evaluate.comparison import FEWEST
     from mezzotint.evaluate.sweep import looks
     from mezzotint.evaluate.sweep.measure import Sweep
@@ -152,6 +151,7 @@ def prepared(options: Options, out: Path) -> Sweep:
     from mezzotint.evaluate.sweep.subject import Subject, wishes
     from mezzotint.families import load
     from mezzotint.families.adapt import ruled
+    from mezzotint.families.devices import device_of
     from mezzotint.families.native import identified
 
     base = request_of(options)

@@ -7,17 +7,19 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import tyro
 
 from mezzotint import images
 from mezzotint.cli import console
+from mezzotint.cli.options import clustered
 from mezzotint.errors import InputError
 
 if TYPE_CHECKING:
     from rich.progress import Progress
 
+    from mezzotint.cluster import Cluster
     from mezzotint.synthesis.recipe import Recipe
 
 Count = Callable[[int, int], None]  # done, all
@@ -37,6 +39,7 @@ class Options:
         mezzotint synth --model models/solar-cells --good cells/good --count 100 --out out/cells
         mezzotint synth --model models/solar-cells --good cells/good --defects cells/bad --kinds crack --out out/cracks
         mezzotint synth out/cells/recipe.toml --count 200
+        mezzotint synth out/cells/recipe.toml --count 5000 --engine ray --workers 16 --cluster auto
     """
 
     recipe: tyro.conf.Positional[Path | None] = None
@@ -69,13 +72,20 @@ class Options:
     """How strongly to follow the class; the model's own choice where left out."""
     policy: str | None = None
     """A TOML file of rules: filters, signature, licences, log; "off" for none, which the records will say."""
+    engine: Literal["process", "ray"] = "process"
+    """Paint in this process, or by workers on Ray: the same pictures, up to float rounding."""
+    workers: int | None = None
+    """With ray: how many processes paint; 2 where left out."""
+    cluster: str | None = None
+    """With ray: HOST:PORT of a running cluster, or auto for this machine's; one is started here where left out."""
     json: bool = False
     """Print the summary as JSON."""
 
 
 def run(options: Options) -> int:
     """Make the set and say where to look."""
-    summary = make(recipe_of(options), quiet=options.json)
+    cluster = clustered(options.engine, options.workers, options.cluster)
+    summary = make(recipe_of(options), quiet=options.json, cluster=cluster)
     if options.json:
         console.print_json(summary)
     else:
@@ -97,7 +107,7 @@ def recipe_of(options: Options) -> Recipe:
     return recipe.check(asked, "synth")
 
 
-def make(plan: Recipe, *, quiet: bool) -> dict[str, Any]:
+def make(plan: Recipe, *, quiet: bool, cluster: Cluster | None = None) -> dict[str, Any]:
     """Paint, measure, export and report one set; returns the summary. The one place where these meet."""
     from mezzotint.backbones.efficientnet import weights_file
     from mezzotint.families import load
@@ -113,7 +123,7 @@ def make(plan: Recipe, *, quiet: bool) -> dict[str, Any]:
     model = load(plan.model)
     known = stranger_check(plan)
     with console.progress(quiet=quiet) as bars:
-        records = paint(plan, model, counter(bars, "painting", quiet))
+        records = paint(plan, model, counter(bars, "painting", quiet), cluster)
         judgement = known | judged(plan, model.contract.size, records, real, lambda what: counter(bars, what, quiet))
     sheets.contact_sheet(plan.out, records)
     sheets.comparison_sheet(plan.out, records, real, plan.seed)

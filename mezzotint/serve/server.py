@@ -74,8 +74,9 @@ class Server:
     open_to_all: bool  # no keys are configured, and only this machine is answered
     log: Path | None = None  # the audit log
     limits: Limits = field(default_factory=Limits)
-    hands: int = 8
+    hands: int = 8  # that draw here
     data: Mapping[str, Path] = field(default_factory=dict[str, Path])  # images for the doctor, by model
+    elsewhere: int = 0  # hands that draw in other processes
     news: News = field(default_factory=News)
     draining: bool = False
 
@@ -87,7 +88,8 @@ class Server:
 
     def pace(self) -> float:
         """Seconds that a waiting job takes, roughly: of the last ones that ended, by the hands that draw."""
-        return max(0.5, self.crew.pace / max(1, self.hands))
+        lately = self.crew.pace if self.hands else self.store.pace()
+        return max(0.5, lately / max(1, self.hands + self.elsewhere))
 
     def within_rate(self, caller: str, per_minute: int | None) -> float:
         """0 where a caller may ask now, else the seconds until it may."""

@@ -148,6 +148,13 @@ class Store:
         with self.reading() as session:
             return {state: n for state, n in session.execute(select(Job.state, func.count()).group_by(Job.state))}
 
+    def pace(self, of: int = 10) -> float:
+        """Seconds that the newest jobs took to be drawn, on average; 1 where there are none."""
+        last = select(Job.finished - Job.started).where(Job.state == DONE).order_by(Job.id.desc()).limit(of)
+        with self.reading() as session:
+            took = session.scalars(last).all()
+        return sum(took) / len(took) if took else 1.0
+
     # From those who work.
 
     def claim(self, worker: str, models: Sequence[str]) -> Job | None:
