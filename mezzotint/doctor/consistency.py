@@ -123,15 +123,16 @@ def misheard(case: Case) -> bool:
 def guided(case: Case) -> bool:
     """Whether guidance is built in: what a caption changes is right in part, and too large by the scale of it.
 
-    Where an image's own caption is no better than another one, what is right in part is what all captions share. An
-    adapter that acts too weakly for its captions looks the same, so that models with one are not judged.
+    Where an image's own caption is no better than another one, what is right in part is what all captions share; where
+    captions differ from each other by too little, nothing has made what they change larger. An adapter that acts too
+    weakly for its captions looks the same, so that models with one are not judged.
     """
     if case.lora:
         return False
     fit = weight(case)
     own = trials.own(case).at(MIDDLE).gain(steerings.swapped(case))
     differ = len(set(steerings.wishes(case))) > 1
-    return fit.low > 0.08 and fit.high < 0.65 and (own.low > 0 or not differ)
+    return fit.low > 0.08 and fit.high < 0.65 and (not differ or (own.low > 0 and told(case).low < 1))
 
 
 def optimum(case: Case) -> Mean:

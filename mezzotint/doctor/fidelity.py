@@ -70,7 +70,7 @@ def examine(case: Case) -> Checked:
                 measures=measures[:2],
             )
         )  # fmt: skip
-    elif (kept.value < FAITHFUL or noisy) and not (shapes > SHARP and blurred):
+    elif ((kept.value < FAITHFUL and kept.high < CLEAN) or noisy) and not (shapes > SHARP and blurred):
         findings.append(
             Finding(
                 "latent.reconstruction", "broken",

@@ -17,7 +17,7 @@ from mezzotint.doctor.remedies import GAIN, Seen, Tried, compiled, fits, measure
 from mezzotint.families.adapt import adapted
 from mezzotint.families.model import PartName, working
 
-THREADS = 1.2  # small networks gain little from threads, and other jobs may want the cores
+THREADS = 1.1  # small networks gain little from threads, and other jobs may want the cores
 
 
 def adapters(seen: Seen) -> Tried:

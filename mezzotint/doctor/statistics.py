@@ -45,6 +45,15 @@ def ratio(above: Tensor, below: Tensor) -> Mean:
     return Mean(value, spread.error, len(above))
 
 
+def deviations(above: Tensor, below: Tensor) -> Mean:
+    """How many times as far (N, ...) lie about their mean as (M, ...) do about theirs, and the error of it."""
+    energies = [((part.double() - part.double().mean()) ** 2).flatten(1).mean(1) for part in (above, below)]
+    a, b = (mean(each) for each in energies)
+    value = math.sqrt(a.value / max(b.value, 1e-12))
+    error = value / 2 * math.hypot(a.error / max(a.value, 1e-12), b.error / max(b.value, 1e-12))
+    return Mean(value, error, min(a.n, b.n))
+
+
 def quantile(freedom: int) -> float:
     """Student's t at 97.5 % (Abramowitz & Stegun 26.7.5, good to a percent from 3 degrees of freedom on)."""
     z = 1.959964

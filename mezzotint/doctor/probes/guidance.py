@@ -8,10 +8,11 @@ from mezzotint import images
 from mezzotint.doctor import consistency, readings, steerings, trials
 from mezzotint.doctor.case import Case, Drawn
 from mezzotint.doctor.finding import Checked, Exhibit, Finding, Measure, NotChecked, Plot, measured
+from mezzotint.doctor.statistics import deviations
 from mezzotint.errors import InputError
 
 CLIPPED = 0.06  # share of pixels outside the range, beyond that of unguided pictures and the user's images
-WIDER = 1.4  # deviation of guided latents against that of unguided ones or of the images; healthy up to 1.3
+WIDER = 1.4  # deviation of guided latents against that of unguided ones or of the images; healthy 1.3 to 1.8 at most
 WIDER_ALONE = 1.8  # the same without images: unguided pictures of small models vary too little, healthy up to 1.6
 UNTRAINED = 0.3  # log error of the unconditional branch above that of the conditional one
 IGNORANT = 0.03  # log error of it above that of a wrong condition, which knows less than nothing
@@ -127,16 +128,17 @@ def _saturation(case: Case, measures: list[Measure], plots: list[Plot], exhibits
         return None
     own = case.drawn
     known = case.data is not None and bool(case.latents.isfinite().all())
-    usual = max(float(free.latents.std()), float(case.latents.std()) if known else 1e-9)
-    swollen, wider = float(own.latents.std()) / usual, WIDER if known else WIDER_ALONE
+    widest = case.latents if known and float(case.latents.std()) > float(free.latents.std()) else free.latents
+    usual, wider = float(widest.std()), WIDER if known else WIDER_ALONE
+    swollen = deviations(own.latents, widest)
     excess = spill(own) - max(spill(free), _given(case))
     measures += [
         Measure("share of pixels outside the range", spill(own), bound=f"at most {CLIPPED:g} more than unguided"),
         Measure("the same without guidance", spill(free)),
-        Measure(f"deviation of guided latents, of {'the images or ' if known else ''}unguided ones", swollen,
-                bound=f"at most {wider:g}"),
+        measured(f"deviation of guided latents, of {'the images or ' if known else ''}unguided ones", swollen,
+                 f"at most {wider:g}"),
     ]  # fmt: skip
-    if not (excess > CLIPPED or swollen > wider):
+    if not (excess > CLIPPED or swollen.low > wider):
         return None
     good, curve = 1.0, [(1.0, spill(free))]
     for other in [s for s in SCALES if 1.0 < s < scale]:
@@ -152,10 +154,10 @@ def _saturation(case: Case, measures: list[Measure], plots: list[Plot], exhibits
         "guidance.strong", "harmful",
         f"at guidance {scale:g} {100 * spill(own):.0f} % of the pixels are outside the range ({100 * spill(free):.0f}"
         " % without),"
-        f" and latents deviate {swollen:.2f} times as much as {'those of the images' if known else 'without'}",
+        f" and latents deviate {swollen.value:.2f} times as much as {'those of the images' if known else 'without'}",
         f"Use a scale of at most {good:g}; in Python also guidance_interval=(0.2, 0.8) or guidance_rescale=0.7.",
         f"mezzotint generate PROMPT --model {case.path} --guidance {good:g}",
-        strength=max(excess / CLIPPED, swollen / wider, 1.0), measures=tuple(measures[-3:]),
+        strength=max(excess / CLIPPED, swollen.value / wider, 1.0), measures=tuple(measures[-3:]),
     )  # fmt: skip
 
 

@@ -215,5 +215,5 @@ def _misheard(case: Case, words: list[str], middle: Score, none: Score, fit: Mea
         "text.encoder", "broken",
         f"{says}, and none of the captions helps an image ({best.value:+.2f} against none), though the output changes"
         " with them",
-        TRAINED_WITH, strength=4.0, measures=tuple(measures), also=("text.captions",),
+        TRAINED_WITH, strength=4.0, measures=tuple(measures), also=("text.captions", "text.layer"),
     )  # fmt: skip
