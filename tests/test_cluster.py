@@ -67,7 +67,7 @@ def test_pieces_are_worked_out_once_by_workers_that_begin_once(two: Cluster, tmp
         two.spread(partial(noting, tmp_path), pieces, came.append)
     assert sorted(piece for piece, _ in came) == sorted(pieces) == sorted((tmp_path / "log").read_text().split())
     assert {pid for _, pid in came} <= {int(path.name[6:]) for path in tmp_path.glob("built-*")}
-    assert len(list(tmp_path.glob("built-*"))) == 3
+    assert len(list(tmp_path.glob("built-*"))) in (2, 3)  # the third may come up when all is done
     until(lambda: not workers(), 10)
 
 
