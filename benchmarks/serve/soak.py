@@ -47,6 +47,16 @@ def capacity(url: str, seconds: float, clients: int, steps: int) -> float:
     return done / (time.monotonic() - began)
 
 
+def listed(client: httpx.Client, wanted: set[str]) -> list[dict[str, Any]]:
+    """These jobs as they stand, by pages of the list."""
+    found: list[dict[str, Any]] = []
+    before: dict[str, Any] = {}
+    while page := client.get("/v1/jobs", params={"limit": 200, **before}).json()["jobs"]:
+        found += [job for job in page if job["id"] in wanted]
+        before = {"before": page[-1]["id"]}
+    return found
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model", type=Path)
@@ -68,6 +78,7 @@ def soak(given: argparse.Namespace, url: str, process: psutil.Process) -> None:
     rate, began = 2 * able, time.monotonic()
     says, waits, health, memory = Counter[int](), list[float](), list[float](), list[float]()
     accepted: list[str] = []
+    jobs: list[dict[str, Any]] = []
     with httpx.Client(base_url=url, timeout=60) as client:
         sent = 0
         while (now := time.monotonic() - began) < given.seconds:
@@ -87,19 +98,16 @@ def soak(given: argparse.Namespace, url: str, process: psutil.Process) -> None:
                 health.append(time.monotonic() - asked)
                 memory.append(process.memory_info().rss / 2**20)
         until = time.monotonic() + 300
-        open_jobs = set(accepted)
-        while open_jobs and time.monotonic() < until:
+        while time.monotonic() < until:
+            jobs = listed(client, set(accepted))
+            if not any(job["state"] in ("queued", "running") for job in jobs):
+                break
             time.sleep(1)
-            open_jobs = {
-                id for id in open_jobs if client.get(f"/v1/jobs/{id}").json()["state"] in ("queued", "running")
-            }
         drained = time.monotonic() - began - given.seconds
-        states = Counter[str]()
-        for id in accepted:
-            job = client.get(f"/v1/jobs/{id}").json()
-            states[job["state"]] += 1
-            if job["state"] == "done" and len(job["pictures"]) != 1:
-                sys.exit(f"job {id} has {len(job['pictures'])} pictures")
+        states = Counter[str](job["state"] for job in jobs)
+        wrong = [job["id"] for job in jobs if job["state"] == "done" and len(job["pictures"]) != 1]
+        if wrong or len(jobs) != len(accepted):
+            sys.exit(f"{len(jobs)} of {len(accepted)} jobs are there; {len(wrong)} have not one picture")
     half = len(memory) // 2
     print("| measured | value |\n|---|---|")
     for name, value in {
