@@ -76,11 +76,15 @@ class Store:
         with self.reading() as session:
             return session.get(Job, id)
 
-    def listed(self, owner: str | None, limit: int = 50, before: str | None = None) -> Sequence[Job]:
-        """The newest jobs, of one owner or of all, older than one."""
+    def listed(
+        self, owner: str | None, limit: int = 50, before: str | None = None, model: str | None = None,
+        state: str | None = None,
+    ) -> Sequence[Job]:  # fmt: skip
+        """The newest jobs, of one owner or of all, older than one; of one model, in one state."""
         asked = select(Job).order_by(Job.id.desc()).limit(limit)
-        if owner is not None:
-            asked = asked.where(Job.owner == owner)
+        for column, wanted in ((Job.owner, owner), (Job.model, model), (Job.state, state)):
+            if wanted is not None:
+                asked = asked.where(column == wanted)
         if before is not None:
             asked = asked.where(Job.id < before)
         with self.reading() as session:
@@ -104,19 +108,6 @@ class Store:
             for row in session.scalars(asked.options(defer(Picture.data, raiseload=True))):
                 found[row.job].append(row)
         return found
-
-    def gallery(
-        self, owner: str | None, limit: int = 48, before: str | None = None, model: str | None = None
-    ) -> Sequence[Job]:
-        """The newest jobs that made pictures, of one owner or of all, older than one."""
-        asked = select(Job).where(Job.state == DONE).order_by(Job.id.desc()).limit(limit)
-        for column, wanted in ((Job.owner, owner), (Job.model, model)):
-            if wanted is not None:
-                asked = asked.where(column == wanted)
-        if before is not None:
-            asked = asked.where(Job.id < before)
-        with self.reading() as session:
-            return session.scalars(asked).all()
 
     def preview(self, id: str) -> bytes | None:
         """How a job looks so far."""

@@ -19,7 +19,7 @@ from mezzotint.serve.door import COOKIE, SIGN_IN
 from mezzotint.serve.jobs import Calling, Serving, visible
 from mezzotint.serve.keys import Caller
 from mezzotint.serve.server import Server
-from mezzotint.serve.tables import OPEN
+from mezzotint.serve.tables import DONE, OPEN
 from mezzotint.serve.told import Told, told
 from mezzotint.serve.trouble import Trouble
 from mezzotint.serve.web import lineage
@@ -80,7 +80,7 @@ def gallery(
     model: Annotated[str | None, Query(max_length=80)] = None,
 ) -> Response:  # fmt: skip
     """The newest pictures."""
-    rows = server.store.gallery(None if caller.sees_all else caller.id, PAGE, before, model or None)
+    rows = server.store.listed(None if caller.sees_all else caller.id, PAGE, before, model or None, DONE)
     jobs = told(server, rows)
     after = rows[-1].id if len(rows) == PAGE else None
     return page("gallery", request, jobs=jobs, after=after, model=model, models=list(server.desks))
