@@ -6,6 +6,7 @@ python benchmarks/serve/kill.py models/solar-cells --jobs 60 --kills 5
 from __future__ import annotations
 
 import argparse
+import io
 import random
 import signal
 import sqlite3
@@ -16,6 +17,8 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import numpy as np
+from PIL import Image
 from served import started
 
 
@@ -77,11 +80,6 @@ def report(given: argparse.Namespace, folder: Path) -> None:
 
 def same(url: str, job: dict[str, Any], steps: int) -> bool:
     """Whether the picture is that of its seed, to the rounding of a batch."""
-    import io
-
-    import numpy as np
-    from PIL import Image
-
     again = httpx.post(f"{url}/v1/jobs", json=wish(job["request"]["seed"], steps), timeout=60).json()
     while (now := httpx.get(f"{url}/v1/jobs/{again['id']}", timeout=60).json())["state"] in ("queued", "running"):
         time.sleep(0.1)

@@ -207,8 +207,7 @@ def subject_of(options: Options, name: str) -> Subject:
 
 def machine(device: str) -> Machine:
     """The device as it was measured, or a public one by its name; InputError lists those."""
-    import torch
-
+    from mezzotint.families.devices import device_of
     from mezzotint.plan import calibrate, machines
 
     kind = device.partition(":")[0]
@@ -217,8 +216,8 @@ def machine(device: str) -> Machine:
     if kind == "cpu":
         return calibrate.kept("cpu") or calibrate.unmeasured()
     try:
-        torch.empty(1, device=device)
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        device_of(device)
+    except InputError as error:
         raise InputError(f"--device {device} is not in this machine: name a public one, such as h100") from error
     found = calibrate.kept(device)
     if found is None:

@@ -174,7 +174,8 @@ class Crew:
         while not self._ended.wait(NOTED):
             steps = dict(self._steps)
             if steps:
-                seen = {id: self._previews.pop(id) for id in steps.keys() & self._previews.keys()}
+                looks = {id: self._previews.pop(id, None) for id in steps}  # a job that ends takes its own away
+                seen = {id: look for id, look in looks.items() if look is not None}
                 mine = self._asked(lambda steps=steps, seen=seen: self.store.progress(self.name, steps, seen))
                 self._lost |= set() if mine is None else (steps.keys() - mine) & self._steps.keys()
                 for id in steps:
