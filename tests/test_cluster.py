@@ -6,6 +6,8 @@ import json
 import os
 import signal
 import socket
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -191,6 +193,21 @@ def test_a_worker_that_sees_another_folder_or_model_says_so(painting: Callable[.
     assert not list(alone.glob("*/.*"))
 
 
+@pytest.mark.slow
+def test_a_set_that_is_told_to_end_takes_its_workers_along(tiny_folder: Path, alone: Path) -> None:
+    out = alone.parent / "ended"
+    args = ["--model", str(tiny_folder), "--good", str(alone.parent / "good"), "--out", str(out), "--type", "mono"]
+    command = [sys.executable, "-m", "mezzotint", "synth", *args, "--count", "5000", "--engine", "ray"]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
+        until(lambda: list(out.glob("records/0*.json")))
+        started = descendants(process.pid)
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(30) == 128 + signal.SIGTERM
+        assert process.stderr is not None and "SIGTERM" not in (said := process.stderr.read()) and "Trace" not in said
+    until(lambda: not any(Path(f"/proc/{pid}").exists() for pid in started), 10)
+    assert not list(out.glob(".*"))
+
+
 WISHES = [{"seed": 10 * i, "steps": 40 + i % 3, "count": 1 + i % 2, "label": CLASSES[i % 3]} for i in range(10)]
 
 
@@ -229,7 +246,11 @@ def test_a_server_s_workers_draw_every_job_once_whoever_is_killed(two: Cluster, 
             assert {job.attempts for job in store.listed(None)} == {1, 2}
             answer = client.post("/v1/images/generations", json={"model": "cells", "prompt": "crack", "steps": 3})
             assert answer.status_code == 200 and answer.json()["data"]
-            assert server.crew.at_work == 0 and 0.5 <= server.pace() < 10
+            assert server.counts() == [] and 0.5 <= server.pace() < 10
+            server.others = partial(ask, 20.0, "counts")
+            told = dict(line.rsplit(" ", 1) for line in client.get("/metrics").text.splitlines() if line[0] != "#")
+            assert told["mezzotint_processes_drawing"] == "2.0" and told["mezzotint_hands_at_work"] == "0.0"
+            assert float(told['mezzotint_network_calls{model="cells"}']) > 40  # of any one job
             assert ask(20.0, "close", 10.0) == [True, True]
 
 

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import tyro
 
@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
 NAME = re.compile(r"[\w.-]{1,80}")
 MARGIN = 5.0  # seconds that a worker gets to answer
+GLANCE = 1.0  # the same, where somebody waits for its counts
 
 
 @dataclass(frozen=True)
@@ -133,26 +134,27 @@ def run(options: Options) -> int:
             print(json.dumps({"url": address, "models": list(desks), "keys": not free}), file=out, flush=True)
         print(f"{address} serves {', '.join(desks)} to {who}; Ctrl-C stops", file=sys.stderr, flush=True)
 
-    with drawing(cluster, models, db, options.hands) as close:
+    with drawing(cluster, models, db, options.hands) as ask:
         here, there = (options.hands, 0) if cluster is None else (0, options.hands * cluster.workers)
         limits = Limits(keep=options.keep * DAY)
-        server = Server(store, desks, free, log or audit.place(), limits, here, data, there)
+        server = Server(store, desks, free, log or audit.place(), limits, here, data, there,
+                        partial(ask, GLANCE, "counts"))  # fmt: skip
         ended = answer(server, options.host, options.port, options.drain, ready)
-        ended = close(options.drain) and ended
+        ended = all(ask(options.drain + MARGIN, "close", options.drain)) and ended
     store.close()
     return 0 if ended else 1
 
 
 @contextmanager
-def drawing(cluster: Cluster | None, models: Models, db: str, hands: int) -> Iterator[Callable[[float], bool]]:
-    """Workers that draw for the length of the block, where a cluster is asked for; what closes them."""
+def drawing(cluster: Cluster | None, models: Models, db: str, hands: int) -> Iterator[Callable[..., list[Any]]]:
+    """Workers that draw for the length of the block, where a cluster is asked for; what asks all of them."""
     if cluster is None:
-        yield lambda patience: True
+        yield lambda *question: []
         return
     from mezzotint.serve.workers import Hands
 
     with cluster.standing(partial(Hands, models, db, hands)) as ask:
-        yield lambda patience: all(ask(patience + MARGIN, "close", patience))
+        yield ask
 
 
 def named(given: Sequence[str], option: str, must: bool = False) -> dict[str, Path]:

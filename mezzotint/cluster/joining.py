@@ -6,8 +6,10 @@ import logging
 import os
 import secrets
 import shutil
+import signal
 import socket
 import sys
+import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, redirect_stdout
 from importlib.util import find_spec
@@ -44,12 +46,29 @@ def joined(address: str | None, workers: int) -> Iterator[Any]:
         return
     session = start(ray, workers) if address is None else connect(ray, address)
     try:
-        with redirect_stdout(sys.stderr):  # where Ray prints what workers say, and that one was lost
+        with redirect_stdout(sys.stderr), told_to_end():  # where Ray prints what workers say, and that one was lost
             yield ray
     finally:
         ray.shutdown()
         if session is not None:
             shutil.rmtree(session, ignore_errors=True)
+
+
+@contextmanager
+def told_to_end() -> Iterator[None]:
+    """A polite kill ends the block as an error does, and takes its processes along; Ray's own answer is to abort."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def end(number: int, frame: Any) -> None:
+        sys.exit(128 + number)
+
+    before = signal.signal(signal.SIGTERM, end)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before or signal.SIG_DFL)
 
 
 def start(ray: Any, workers: int) -> str:

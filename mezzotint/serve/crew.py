@@ -104,6 +104,14 @@ class Previews:
         self._next = now + (now - began) * (1 / self.SHARE - 1)
 
 
+@dataclass(frozen=True)
+class Counts:
+    """What a crew does and has done."""
+
+    at_work: int  # jobs in hand
+    calls: Mapping[str, tuple[int, int]]  # calls of each model's network so far, and their rows
+
+
 class Crew:
     """Threads of one process that draw for a store, `hands` jobs at a time."""
 
@@ -126,10 +134,8 @@ class Crew:
         for thread in self._threads:
             thread.start()
 
-    @property
-    def at_work(self) -> int:
-        """Jobs in hand."""
-        return len(self._steps)
+    def counts(self) -> Counts:
+        return Counts(len(self._steps), {name: (d.batcher.calls, d.batcher.rows) for name, d in self.desks.items()})
 
     def ring(self) -> None:
         """There is a new job."""

@@ -22,7 +22,8 @@ class Metrics:
             buckets=(0.005, 0.02, 0.1, 0.5, 1, 2, 5, 10, 30, 60, 300),
         )  # fmt: skip
         self._jobs = Gauge("mezzotint_jobs", "Jobs by state", ("state",), registry=registry)
-        self._busy = Gauge("mezzotint_hands_at_work", "Jobs that this process draws now", registry=registry)
+        self._busy = Gauge("mezzotint_hands_at_work", "Jobs that are drawn now", registry=registry)
+        self._drawing = Gauge("mezzotint_processes_drawing", "Processes that draw, and answer", registry=registry)
         self._calls = Gauge(
             "mezzotint_network_calls", "Calls of a model's network so far", ("model",), registry=registry
         )
@@ -37,8 +38,11 @@ class Metrics:
         counts = self.server.store.counts()
         for state in STATES:
             self._jobs.labels(state).set(counts.get(state, 0))
-        self._busy.set(self.server.crew.at_work)
-        for name, desk in self.server.desks.items():
-            self._calls.labels(name).set(desk.batcher.calls)
-            self._rows.labels(name).set(desk.batcher.rows)
+        crews = self.server.counts()
+        self._drawing.set(len(crews))
+        self._busy.set(sum(crew.at_work for crew in crews))
+        for name in self.server.desks:
+            calls, rows = (sum(crew.calls[name][i] for crew in crews) for i in (0, 1))
+            self._calls.labels(name).set(calls)
+            self._rows.labels(name).set(rows)
         return generate_latest(self.registry)

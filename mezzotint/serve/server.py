@@ -6,7 +6,7 @@ import asyncio
 import ipaddress
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -14,7 +14,7 @@ from limits import RateLimitItemPerMinute
 from limits.storage import MemoryStorage
 from limits.strategies import MovingWindowRateLimiter
 
-from mezzotint.serve.crew import Crew, Desk
+from mezzotint.serve.crew import Counts, Crew, Desk
 from mezzotint.serve.examinations import Examinations
 from mezzotint.serve.store import Store
 
@@ -77,6 +77,7 @@ class Server:
     hands: int = 8  # that draw here
     data: Mapping[str, Path] = field(default_factory=dict[str, Path])  # images for the doctor, by model
     elsewhere: int = 0  # hands that draw in other processes
+    others: Callable[[], Sequence[Counts | None]] = list  # what those have done; None: a process that does not answer
     news: News = field(default_factory=News)
     draining: bool = False
 
@@ -90,6 +91,11 @@ class Server:
         """Seconds that a waiting job takes, roughly: of the last ones that ended, by the hands that draw."""
         lately = self.crew.pace if self.hands else self.store.pace()
         return max(0.5, lately / max(1, self.hands + self.elsewhere))
+
+    def counts(self) -> list[Counts]:
+        """What each process that draws does and has done, as far as it answers."""
+        crews = ([self.crew.counts()] if self.hands else []) + list(self.others())
+        return [each for each in crews if each is not None]
 
     def within_rate(self, caller: str, per_minute: int | None) -> float:
         """0 where a caller may ask now, else the seconds until it may."""

@@ -15,7 +15,7 @@ from mezzotint.families.devices import device_of
 from mezzotint.pipeline import pipeline
 from mezzotint.plan import calibrate
 from mezzotint.serve.asked import Asked
-from mezzotint.serve.crew import Crew, Desk
+from mezzotint.serve.crew import Counts, Crew, Desk
 from mezzotint.serve.log import logged
 from mezzotint.serve.prices import Prices
 from mezzotint.serve.store import Store
@@ -66,6 +66,9 @@ class Hands:
         logged()
         self.desks, self.store = models.desks(), Store(db)
         self.crew = Crew(self.store, self.desks, hands)
+
+    def counts(self) -> Counts:
+        return self.crew.counts()
 
     def close(self, patience: float) -> bool:
         """Take no more, and end what is begun; whether it ended in time."""
