@@ -1,12 +1,16 @@
-"""kill -9 of the server under load, again and again: every accepted job ends once, with the pictures of its seed.
+"""kill -9 under load, again and again: every accepted job ends once, with the pictures of its seed.
 
-python benchmarks/serve/kill.py models/solar-cells --jobs 60 --kills 5
+    python benchmarks/serve/kill.py models/solar-cells --jobs 60 --kills 5
+    python benchmarks/serve/kill.py models/solar-cells --jobs 60 --kills 5 --workers 2
+
+The first kills the server, the second the workers on Ray that draw for it, in turns.
 """
 
 from __future__ import annotations
 
 import argparse
 import io
+import os
 import random
 import signal
 import sqlite3
@@ -18,6 +22,7 @@ from typing import Any
 
 import httpx
 import numpy as np
+import psutil
 from PIL import Image
 from served import started
 
@@ -32,6 +37,7 @@ def main() -> None:
     parser.add_argument("--jobs", type=int, default=60)
     parser.add_argument("--kills", type=int, default=5)
     parser.add_argument("--steps", type=int, default=12)
+    parser.add_argument("--workers", type=int, default=0, help="on Ray; 0: the server draws itself")
     given = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         report(given, Path(folder))
@@ -39,7 +45,8 @@ def main() -> None:
 
 def report(given: argparse.Namespace, folder: Path) -> None:
     chance, accepted, lost = random.Random(0), dict[str, int](), 0
-    process, url = started(given.model, folder)
+    more = ["--engine", "ray", "--workers", str(given.workers)] if given.workers else []
+    process, url = started(given.model, folder, *more)
     for kill in range(given.kills):
         for seed in range(kill * given.jobs // given.kills, (kill + 1) * given.jobs // given.kills):
             try:
@@ -48,9 +55,12 @@ def report(given: argparse.Namespace, folder: Path) -> None:
             except httpx.HTTPError:
                 lost += 1  # nobody was told that it was accepted
         time.sleep(chance.uniform(0.5, 3.0))
-        process.send_signal(signal.SIGKILL)
-        process.wait()
-        process, url = started(given.model, folder)
+        if given.workers:
+            os.kill(drawing(process.pid, given.workers)[kill % given.workers], signal.SIGKILL)
+        else:
+            process.send_signal(signal.SIGKILL)
+            process.wait()
+            process, url = started(given.model, folder)
     until, states, jobs = time.monotonic() + 600, Counter[str](), dict[str, dict[str, Any]]()
     while time.monotonic() < until:
         jobs = {id: httpx.get(f"{url}/v1/jobs/{id}", timeout=60).json() for id in accepted}
@@ -76,6 +86,16 @@ def report(given: argparse.Namespace, folder: Path) -> None:
         "same picture as drawn again": f"{alike} of {looked} looked at",
     }.items():
         print(f"| {name} | {value} |")
+
+
+def drawing(server: int, count: int) -> list[int]:
+    """The workers of a server, once all are there: who was killed before comes back first."""
+    while True:
+        family = psutil.Process(server).children(recursive=True)
+        found = sorted(each.pid for each in family if "".join(each.cmdline()).startswith("ray::Worker"))
+        if len(found) == count:
+            return found
+        time.sleep(0.5)
 
 
 def same(url: str, job: dict[str, Any], steps: int) -> bool:

@@ -63,9 +63,11 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=300)
     parser.add_argument("--room", type=int, default=40, help="jobs that may wait")
     parser.add_argument("--steps", type=int, default=8)
+    parser.add_argument("--workers", type=int, default=0, help="on Ray; 0: the server draws itself")
     given = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
-        process, url = started(given.model, Path(folder), "--room", str(given.room))
+        more = ["--engine", "ray", "--workers", str(given.workers)] if given.workers else []
+        process, url = started(given.model, Path(folder), "--room", str(given.room), *more)
         try:
             soak(given, url, psutil.Process(process.pid))
         finally:
@@ -79,6 +81,7 @@ def soak(given: argparse.Namespace, url: str, process: psutil.Process) -> None:
     says, waits, health, memory = Counter[int](), list[float](), list[float](), list[float]()
     accepted: list[str] = []
     jobs: list[dict[str, Any]] = []
+    family = process.children(recursive=True)
     with httpx.Client(base_url=url, timeout=60) as client:
         sent = 0
         while (now := time.monotonic() - began) < given.seconds:
@@ -96,7 +99,7 @@ def soak(given: argparse.Namespace, url: str, process: psutil.Process) -> None:
                 asked = time.monotonic()
                 client.get("/health").raise_for_status()
                 health.append(time.monotonic() - asked)
-                memory.append(process.memory_info().rss / 2**20)
+                memory.append(sum(each.memory_info().rss for each in (process, *family)) / 2**20)
         until = time.monotonic() + 300
         while time.monotonic() < until:
             jobs = listed(client, set(accepted))
