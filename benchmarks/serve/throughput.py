@@ -48,7 +48,7 @@ class Arm:
         while set(self.store.counts()) & {"queued", "running"}:
             time.sleep(0.02)
         jobs = [self.store.get(id) for id in ids]
-        wrong = [job.error for job in jobs if job is None or job.state != "done"]
+        wrong = [job.error if job else "it is gone" for job in jobs if job is None or job.state != "done"]
         if wrong:
             sys.exit(f"a job failed: {wrong[0]}")
         return [job.finished - job.created for job in jobs if job is not None and job.finished is not None]
