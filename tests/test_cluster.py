@@ -108,7 +108,7 @@ def test_a_missing_library_and_a_wrong_address_are_said_in_time(monkeypatch: pyt
             with pytest.raises(InputError, match=f"--cluster {address}: no cluster of Ray answers"):
                 Cluster(2, address).spread(partial(noting, HERE), ["a"], print)
         assert time.monotonic() - began < 20
-    monkeypatch.setattr(joining, "find_spec", lambda name: None)
+    monkeypatch.setattr("mezzotint.extras.find_spec", lambda name: None)
     with pytest.raises(InputError, match=r"pip install 'mezzotint\[ray\]'"):
         Cluster(2).spread(partial(noting, HERE), ["a"], print)
 

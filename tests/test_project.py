@@ -17,7 +17,7 @@ import pytest
 PACKAGE = Path(__file__).parent.parent / "mezzotint"
 
 # Plain data and plain helpers: they import nothing of ours but each other, and everyone may import them.
-PLAIN = {"errors", "files", "digests", "images", "conditioning", "request"}
+PLAIN = {"errors", "extras", "files", "digests", "images", "conditioning", "request"}
 
 # A part imports the plain modules and parts of lower levels.
 LEVELS = {

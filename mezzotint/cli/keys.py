@@ -10,6 +10,7 @@ import tyro
 
 from mezzotint.cli import console
 from mezzotint.errors import InputError
+from mezzotint.extras import need
 
 
 @dataclass(frozen=True)
@@ -45,6 +46,7 @@ class Options:
 
 def run(options: Options) -> int:
     """Do it, and print the new key, or those that there are."""
+    need("sqlalchemy", "alembic")
     from mezzotint.cli.serve import default
     from mezzotint.serve import keys
     from mezzotint.serve.store import Store

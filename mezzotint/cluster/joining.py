@@ -12,10 +12,10 @@ import sys
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, redirect_stdout
-from importlib.util import find_spec
 from typing import Any
 
 from mezzotint.errors import InputError
+from mezzotint.extras import need
 
 ANSWER = 5.0  # seconds that a cluster gets to answer at all
 STORE = 100_000_000  # bytes of memory for what is handed over, which is little
@@ -28,8 +28,7 @@ HERE = {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}
 
 def library(**more: str) -> Any:
     """Ray, told `more` where the environment says nothing else; InputError where it is not installed."""
-    if find_spec("ray") is None:
-        raise InputError("ray is not installed: pip install 'mezzotint[ray]', or leave --engine out.")
+    need("ray")
     for name, value in {**QUIET, **more}.items():
         os.environ.setdefault(name, value)
     import ray

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Literal
 
 from mezzotint import files
 from mezzotint.errors import InputError
-from mezzotint.governance.extra import need
+from mezzotint.extras import need
 from mezzotint.governance.home import home, read_secret, secret
 
 if TYPE_CHECKING:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
-from mezzotint.governance.extra import need
+from mezzotint.extras import need
 from mezzotint.governance.plugs import plugged
 from mezzotint.governance.policy import Pictures
 from mezzotint.governance.prompts import ALLOWED, Verdict

@@ -14,8 +14,8 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from mezzotint.errors import InputError
+from mezzotint.extras import need
 from mezzotint.governance.certificates import Signer
-from mezzotint.governance.extra import need
 
 LABEL = "org.mezzotint.generation"  # the assertion with our own facts
 SOURCES = "http://cv.iptc.org/newscodes/digitalsourcetype/"  # the vocabulary that C2PA names the origin of media in

@@ -6,9 +6,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from mezzotint.extras import need
 from mezzotint.governance import audit, certificates, shading
 from mezzotint.governance.certificates import Signer
-from mezzotint.governance.extra import need
 from mezzotint.governance.policy import Policy, read_policy
 from mezzotint.governance.shading import Key
 

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from types import SimpleNamespace
 from typing import Any
 
-from mezzotint.governance.extra import need
+from mezzotint.extras import need
 from mezzotint.governance.lineage.trained import Trained
 
 

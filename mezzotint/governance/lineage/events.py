@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 from uuid import NAMESPACE_URL, uuid5
 
 from mezzotint.errors import InputError
-from mezzotint.governance.extra import need
+from mezzotint.extras import need
 from mezzotint.governance.lineage.trained import Trained
 
 if TYPE_CHECKING:

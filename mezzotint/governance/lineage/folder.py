@@ -12,8 +12,8 @@ from typing import Any
 
 from mezzotint import files
 from mezzotint.errors import InputError
+from mezzotint.extras import need
 from mezzotint.governance import certificates as certs
-from mezzotint.governance.extra import need
 from mezzotint.governance.hop import Hop
 from mezzotint.governance.lineage import atlas, bom, events, signature, statement
 from mezzotint.governance.lineage.trained import FOLDER, Trained, digests

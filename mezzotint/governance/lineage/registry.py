@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from mezzotint.errors import InputError
-from mezzotint.governance.extra import need
+from mezzotint.extras import need
 from mezzotint.governance.licences import UNSTATED
 from mezzotint.governance.lineage.trained import FOLDER, Trained
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from mezzotint.errors import InputError
-from mezzotint.governance.extra import need
+from mezzotint.extras import need
 from mezzotint.governance.lineage.trained import FOLDER
 
 

@@ -1,4 +1,4 @@
-"""The libraries of governance are extras: what is missing is said before anything is drawn or signed."""
+"""Libraries that only a part needs are extras: what is missing is said before that part begins."""
 
 from __future__ import annotations
 
@@ -17,6 +17,11 @@ EXTRAS: dict[str, tuple[tuple[str, ...], str]] = {
         "Models are signed and checked with it; a training does without if its [lineage] table says write = false.",
     ),
     "mlflow": (("mlflow",), "Or leave lineage.mlflow out."),
+    "serve": (
+        ("alembic", "fastapi", "limits", "prometheus_client", "python_multipart", "sqlalchemy", "uvicorn"),
+        "The server and its keys need it.",
+    ),
+    "ray": (("ray",), "Or leave --engine out."),
 }
 
 
