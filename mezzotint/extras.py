@@ -21,6 +21,7 @@ EXTRAS: dict[str, tuple[tuple[str, ...], str]] = {
         ("alembic", "fastapi", "limits", "prometheus_client", "python_multipart", "sqlalchemy", "uvicorn"),
         "The server and its keys need it.",
     ),
+    "postgres": (("psycopg",), "A database in a file needs nothing: --db sqlite:///FILE."),
     "ray": (("ray",), "Or leave --engine out."),
 }
 

@@ -85,6 +85,15 @@ def test_what_was_accepted_outlives_a_killed_server_and_is_done_once(folder: Pat
         assert process.wait(60) == 0
 
 
+@pytest.mark.parametrize(("verb", "missing"), [("serve", "fastapi"), ("keys", "sqlalchemy")])
+def test_a_missing_library_is_said_with_what_installs_it(
+    verb: str, missing: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("mezzotint.extras.find_spec", lambda name: None if name == missing else name)
+    assert main([verb, *{"serve": ["--model", "."], "keys": ["list"]}[verb]]) == 2
+    assert f"{missing} is not installed: pip install 'mezzotint[serve]'" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("options", "said"),
     [
@@ -94,6 +103,7 @@ def test_what_was_accepted_outlives_a_killed_server_and_is_done_once(folder: Pat
         (["--model", "a b=."], "a name is letters, digits"),
         (["--model", ".", "--adapter", "x.safetensors"], "as NAME=PATH"),
         (["--model", ".", "--hands", "0"], "--hands must be at least 1"),
+        (["--model", ".", "--port", "70000"], "--port is at most 65535"),
         (["--model", ".", "--host", "0.0.0.0"], "there is no key"),
         (["--model", ".", "--db", "nothing"], "no database by this URL"),
         (["--model", ".", "--workers", "2"], "--workers 2 goes with --engine ray"),

@@ -94,6 +94,8 @@ def run(options: Options) -> int:
     for name, least in (("hands", 1), ("room", 1), ("batch", 1), ("port", 0), ("previews", 0), ("keep", 0)):
         if getattr(options, name) < least:
             raise InputError(f"--{name} must be at least {least}, not {getattr(options, name)}")
+    if options.port > 65_535:
+        raise InputError(f"--port is at most 65535, not {options.port}")
     places, adapters = named(options.model, "--model"), named(options.adapter, "--adapter", True)
     data = named(options.data, "--data", True)
     if strange := sorted(data.keys() - places.keys()):

@@ -10,17 +10,21 @@ from sqlalchemy import Engine, create_engine, event
 from sqlalchemy.exc import ArgumentError, NoSuchModuleError, OperationalError
 
 from mezzotint.errors import InputError
+from mezzotint.extras import need
 
 WAIT = 30.0  # seconds that SQLite waits for another writer
 
 
 def engine(url: str) -> Engine:
     """A database by its URL; InputError where there is none."""
+    if url.startswith("postgresql"):
+        need("psycopg")
     try:
         found = create_engine(url, pool_pre_ping=True)
     except (ArgumentError, NoSuchModuleError, ImportError) as error:
         raise InputError(
-            f"--db {url}: no database by this URL: {error}. Use sqlite:///FILE or postgresql://..."
+            f"--db {url.partition(':')[0]}: no database by this URL: {error}. "
+            f"Use sqlite:///FILE or postgresql+psycopg://..."
         ) from error
     if found.dialect.name == "sqlite":
         if found.url.database not in (None, "", ":memory:"):
