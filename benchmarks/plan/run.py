@@ -2,7 +2,7 @@
 
 Every case runs in processes of its own. Memory is taken twice: with an allocator that gives back what is freed
 (MALLOC_MMAP_THRESHOLD_=65536), which is what plans predict, and with the C library's defaults, which hold more. The
-machine is measured first, in its own process, and again after every tenth case, since it may have other jobs: each time
+machine is measured first, in its own process, and again after every fifth case, since it may have other jobs: each time
 is set against the measurement nearest to it. What was measured is kept in runs/plan/results.jsonl, so that a stopped
 run goes on; `--only N` takes the first N cases, `--table` measures nothing.
 """
@@ -22,7 +22,7 @@ ROOT = HERE.parents[1]
 RESULTS = ROOT / "runs" / "plan" / "results.jsonl"
 MACHINES = RESULTS.parent / "machines"
 WHATS = ("flops", "memory", "held", "time")
-EVERY = 10  # cases between two measurements of the machine
+EVERY = 5  # cases between two measurements of the machine
 
 
 def main() -> int:
