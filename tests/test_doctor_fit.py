@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from mezzotint.conditioning import Conditioning
 from mezzotint.contract import SamplingFacts
-from mezzotint.doctor import filters, pictures
+from mezzotint.doctor import filters, pictures, statistics
 from mezzotint.doctor.case import DRAWN, Case
 from mezzotint.doctor.finding import Checked, Finding, NotChecked
 from mezzotint.doctor.probes import fit
@@ -175,7 +175,7 @@ def test_one_picture_for_every_seed_is_collapsed(folder: Path) -> None:
 def test_the_variance_of_what_is_drawn_has_the_jackknifes_interval() -> None:
     rng = torch.Generator().manual_seed(0)
     data = torch.randn(200, 1, 1, 4, generator=rng)
-    found = [fit.diversity(0.5 * torch.randn(16, 1, 1, 4, generator=rng), data) for _ in range(200)]
+    found = [statistics.diversity(0.5 * torch.randn(16, 1, 1, 4, generator=rng), data) for _ in range(200)]
     values = torch.tensor([each.value for each in found])
     assert float(values.mean()) == pytest.approx(0.25, rel=0.1)
     assert sum(each.low < 0.25 < each.high for each in found) / len(found) > 0.85

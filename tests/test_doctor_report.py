@@ -102,19 +102,14 @@ def test_lines_keep_the_ranking_and_are_few() -> None:
     assert lines[-1].endswith("out/doctor.html")
 
 
-def test_json_has_the_shape_of_the_dataclasses_and_reads_back() -> None:
+def test_json_has_the_shape_of_the_dataclasses() -> None:
     found = diagnosis(THREADS, STEPS, OBJECTIVE, GUIDANCE)
     plain = json.loads(json.dumps(report.to_dict(found), allow_nan=False))
     assert plain.pop("healthy") is False and plain.pop("verdict").startswith("Broken")
     _same_shape(asdict(found), plain)
     assert plain["outcomes"][1]["checked"]["exhibits"] == [{"title": "images, and what the codec gives back"}]
     assert plain["findings"][0]["measures"][1]["value"] == "nan"
-    again = report.from_dict(report.to_dict(found))
-    assert json.dumps(report.to_dict(again)["outcomes"][0]) == json.dumps(report.to_dict(found)["outcomes"][0])
-    assert again.findings[1:] == found.findings[1:] and again.follows == found.follows
-    assert again.outcomes[0].checked is not None
-    assert again.outcomes[0].checked.plots[0].curves["a"][1] == (1.0, math.inf)
-    assert report.verdict(again) == report.verdict(found)
+    assert plain["outcomes"][0]["checked"]["plots"][0]["curves"]["a"][1] == [1.0, "inf"]
 
 
 def test_an_interval_without_an_end_is_none() -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import fields, is_dataclass
 from importlib import metadata, resources
 from pathlib import Path
@@ -14,7 +14,7 @@ import jinja2
 from mezzotint import files
 from mezzotint.doctor import drawing
 from mezzotint.doctor.causes import CAUSES
-from mezzotint.doctor.finding import Checked, Diagnosis, Exhibit, Finding, Measure, Outcome, Plot
+from mezzotint.doctor.finding import Checked, Diagnosis, Exhibit, Measure, Outcome
 
 PAGE, DATA = "doctor.html", "doctor.json"
 MEANS = {"broken": "nothing good can come out", "harmful": "costs quality or time", "note": "good to know"}
@@ -118,49 +118,12 @@ def one_line(text: str) -> str:
 
 
 def to_dict(found: Diagnosis) -> dict[str, Any]:
-    """The diagnosis as JSON can hold it, in the shape of `dataclasses.asdict`; `from_dict` reads it back.
+    """The diagnosis as JSON can hold it, in the shape of `dataclasses.asdict`.
 
     Numbers that JSON lacks are "nan", "inf" and "-inf"; of an exhibit its title is kept; "healthy" and "verdict" are
     added.
     """
     return {"verdict": verdict(found), "healthy": found.healthy, **_plain(found)}
-
-
-def from_dict(content: Mapping[str, Any]) -> Diagnosis:
-    """What `to_dict` made, without the pictures of its exhibits."""
-
-    def measures(rows: Sequence[Mapping[str, Any]]) -> tuple[Measure, ...]:
-        numbers = ("value", "low", "high")
-        return tuple(Measure(**{**row, **{name: _number(row[name]) for name in numbers}}) for row in rows)
-
-    def findings(rows: Sequence[Mapping[str, Any]]) -> tuple[Finding, ...]:
-        return tuple(
-            Finding(
-                row["cause"], row["grade"], row["says"], row["do"], row["command"], float(row["strength"]),
-                measures(row["measures"]), tuple(row["also"]),
-            )
-            for row in rows
-        )  # fmt: skip
-
-    def plot(row: Mapping[str, Any]) -> Plot:
-        curves = {name: tuple((float(x), float(y)) for x, y in points) for name, points in row["curves"].items()}
-        return Plot(**{**row, "curves": curves, "labels": tuple(row["labels"])})
-
-    def outcome(row: Mapping[str, Any]) -> Outcome:
-        said = row["checked"]
-        checked = said and Checked(
-            findings(said["findings"]), measures(said["measures"]), tuple(plot(each) for each in said["plots"])
-        )
-        return Outcome(row["probe"], checked, row["why"], float(row["seconds"]))
-
-    return Diagnosis(
-        content["path"], content["facts"], findings(content["findings"]), content["follows"],
-        tuple(outcome(row) for row in content["outcomes"]), float(content["seconds"]), content["settings"],
-    )  # fmt: skip
-
-
-def _number(value: Any) -> float | None:
-    return None if value is None else float(value)
 
 
 def _plain(value: Any) -> Any:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 
@@ -62,3 +63,15 @@ def quantile(freedom: int) -> float:
     g1, g2 = (z**3 + z) / 4, (5 * z**5 + 16 * z**3 + 3 * z) / 96
     g3 = (3 * z**7 + 19 * z**5 + 17 * z**3 - 15 * z) / 384
     return z + g1 / freedom + g2 / freedom**2 + g3 / freedom**3
+
+
+def diversity(drawn: Tensor, data: Tensor) -> Mean:
+    """Variance of M drawn latents over that of the data, with the jackknife's error over what is drawn.
+
+    It is the mean squared distance of pairs over that of pairs of the data: sum_i |x_i - x_j|^2 / 2 = variance.
+    """
+    x, count = drawn.flatten(1).double(), len(drawn)
+    reference = data.flatten(1).double().var(0).sum()
+    without = torch.stack([torch.cat([x[:i], x[i + 1 :]]).var(0).sum() / reference for i in range(count)])
+    error = ((count - 1) / count * (without - without.mean()).square().sum()).sqrt()
+    return Mean(float(x.var(0).sum() / reference), float(error), count)

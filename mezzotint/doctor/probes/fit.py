@@ -19,7 +19,7 @@ from mezzotint.doctor.finding import Checked, Exhibit, Finding, Measure, Plot, m
 from mezzotint.doctor.probes import trace
 from mezzotint.doctor.probes.data import sheet
 from mezzotint.doctor.readings import RATIOS, Reading, Score
-from mezzotint.doctor.statistics import Mean, mean
+from mezzotint.doctor.statistics import diversity, mean
 from mezzotint.errors import InputError
 from mezzotint.families import Model
 from mezzotint.families.model import working
@@ -192,18 +192,6 @@ def _held(case: Case, run: runs.Run | None) -> Score | None:
 
 
 # One picture only.
-
-
-def diversity(drawn: Tensor, data: Tensor) -> Mean:
-    """Variance of M drawn latents over that of the data, with the jackknife's error over what is drawn.
-
-    It is the mean squared distance of pairs over that of pairs of the data: sum_i |x_i - x_j|^2 / 2 = variance.
-    """
-    x, count = drawn.flatten(1).double(), len(drawn)
-    reference = data.flatten(1).double().var(0).sum()
-    without = torch.stack([torch.cat([x[:i], x[i + 1 :]]).var(0).sum() / reference for i in range(count)])
-    error = ((count - 1) / count * (without - without.mean()).square().sum()).sqrt()
-    return Mean(float(x.var(0).sum() / reference), float(error), count)
 
 
 def different(case: Case, own: Score, drawn: Drawn) -> Part:
