@@ -286,6 +286,14 @@ def test_signing_in(site: Site) -> None:
     page.click("text=Sign out")
     expect(page.locator("h1")).to_have_text("Sign in")
     assert httpx.get(f"{site.url}/v1/jobs", cookies=jar).status_code == 401
+    page.fill("input[name=key]", made["viewer"])
+    page.keyboard.press("Enter")
+    expect(page.locator("h1")).to_have_text("Gallery")  # who looks is offered nothing that asks
+    assert page.locator("nav a").all_inner_texts() == ["Gallery", "Jobs", "Doctor"]
+    page.locator(".gallery a").first.click()
+    expect(page.locator("text=Save the signed file")).to_be_visible()
+    expect(page.locator("text=Place a defect on it")).to_have_count(0)
+    page.click("text=Sign out")
     keys.revoke(site.server.store, "viewer")
     page.fill("input[name=key]", made["viewer"])
     page.keyboard.press("Enter")

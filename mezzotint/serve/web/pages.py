@@ -53,7 +53,9 @@ def trouble(request: Request, error: Trouble) -> Response:
 
 @router.get("/")
 def draw(request: Request, server: Serving, caller: Calling) -> Response:
-    """Draw pictures and see them grow."""
+    """Draw pictures and see them grow; who asks for none finds those that there are."""
+    if not caller.asks:
+        return RedirectResponse("/gallery", 303)
     return page("draw", request, models=request.app.state.choices)
 
 
