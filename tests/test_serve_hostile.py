@@ -10,6 +10,7 @@ import socket
 import struct
 import zlib
 from collections.abc import Iterator
+from pathlib import Path
 
 import httpx
 import pytest
@@ -20,6 +21,7 @@ from mezzotint.serve.server import Limits, Server
 from mezzotint.serve.store import Store
 
 WISH = {"model": "cells", "label": "crack", "steps": 2, "guidance": 1.0}
+LIMITS = Limits(body=2_000_000, per_minute=100_000, wait=20.0)
 IMAGE = encoded(Image.new("RGB", (16, 16), (90, 90, 90)))
 
 
@@ -29,8 +31,7 @@ def url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     with pytest.MonkeyPatch.context() as patched:
         patched.setenv("MEZZOTINT_HOME", str(root / "home"))
         store = Store(f"sqlite:///{root / 'jobs.db'}")
-        limits = Limits(body=2_000_000, per_minute=100_000, wait=20.0)
-        server = Server(store, {"cells": desk()}, True, root / "audit.jsonl", limits, hands=2)
+        server = Server(store, {"cells": desk()}, True, root / "audit.jsonl", LIMITS, hands=2)
         with answering(server) as address:
             yield address
 
@@ -230,5 +231,9 @@ def test_after_all_of_it_the_server_draws(url: str) -> None:
     assert answer.status_code == 200 and len(answer.json()["data"]) == 1
 
 
-def test_the_list_is_long() -> None:
-    assert len(JOBS) + len(ROUTES) >= 60
+def test_the_published_list_is_this_one() -> None:
+    page = Path(__file__).parents[1] / "docs" / "hostile.md"
+    rows = [line.strip("| ").split(" | ") for line in page.read_text().splitlines() if line.startswith("| ")]
+    told = {row[0]: int(next(cell for cell in row if cell.isdecimal())) for row in rows if row[0] != "what"}
+    assert told == {name: row[1] for name, row in JOBS.items()} | {name: row[2] for name, row in ROUTES.items()}
+    assert len(told) >= 60

@@ -92,6 +92,8 @@ def answers(app: FastAPI, shown: Callable[[Request, Trouble], Response]) -> None
     @app.exception_handler(RequestValidationError)
     async def invalid(request: Request, error: RequestValidationError | ValidationError) -> Response:
         first = error.errors()[0]
+        if first["type"] == "json_invalid":
+            return answer(request, Trouble(400, "the body is no JSON"))
         where = ".".join(str(part) for part in first["loc"] if part != "body") or None
         more = f" (and {len(error.errors()) - 1} more)" if len(error.errors()) > 1 else ""
         return answer(request, Trouble(400, f"{where or 'the body'}: {first['msg']}{more}", param=where))
