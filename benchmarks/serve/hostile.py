@@ -23,7 +23,7 @@ from mezzotint.serve.store import Store
 
 HEAD = """# What the server says to those who mean no good
 
-`benchmarks/serve/hostile.py` sends this list to a server with a bound of 2 MB; `tests/test_serve_hostile.py` holds every
+`benchmarks/serve/hostile.py` sends this list to a server that takes 2 MB; `tests/test_serve_hostile.py` holds every
 status to it, and sends what is no HTTP, bodies without end and broken forms besides. After all of it the server draws.
 `tests/test_serve_schema.py` makes up requests from the OpenAPI document.
 """
