@@ -61,7 +61,7 @@ class Nest:
 
 # Recipes.
 
-STEPS = {"ddpm-epsilon": 700, "sd1-epsilon": 2400, "sd2-velocity": 2000, "sd35-flow": 900, "dit-clean": 1200,
+STEPS = {"ddpm-epsilon": 1500, "sd1-epsilon": 2400, "sd2-velocity": 2000, "sd35-flow": 900, "dit-clean": 1200,
          "unet-zsnr": 1100}  # fmt: skip
 LOSSES: dict[str, dict[str, Any]] = {  # noise is learned last where it is nearly all: such networks copy their input
     "ddpm-epsilon": {"weighting": "min_snr", "gamma": 1.0}, "sd1-epsilon": {"weighting": "min_snr", "gamma": 0.5},

@@ -21,6 +21,7 @@ CLEAR = 0.05  # gain in mean log error below which an alternative is no better i
 SURE = 4.0  # standard errors, paired over images
 FILTERED = RATIOS[2:5]  # where a network has most to say
 LEARNED = -0.1  # log error against the linear filter; healthy -0.5 to -0.7, an untrained network far above 0
+PLAIN = 1.0  # gain from which a reading is right however little was learned; of one that is not at most 0.2
 GOOD = -0.05  # mean log error that a reading must reach to explain anything: better than a scalar filter
 SCALES = tuple(1.4**i for i in range(-8, 9) if i)  # 1/15 to 15
 SLIPS = (-2.0, -1.3, -0.8, -0.4, 0.4, 0.8, 1.3, 2.0)  # logarithms by which told levels are moved
@@ -233,7 +234,9 @@ def explanation(case: Case) -> tuple[str, Contest] | None:
         lost = {
             name: contest
             for name, contest in found.items()
-            if contest is not None and contest.lost and learned(case, contest.others[0]).value < LEARNED
+            if contest is not None
+            and contest.lost
+            and (contest.gain.low > PLAIN or learned(case, contest.others[0]).value < LEARNED)
         }
         most = max((contest.gain.value for contest in lost.values()), default=0.0)
         # the plainest of those that explain about as much: a known schedule before a free number before many

@@ -123,7 +123,8 @@ def learned(case: Case, own: Score, run: runs.Run | None) -> Part:
         says += f"; the validation loss was still falling, by {fall:.0%} in the last quarter" if fall else ""
         command = run.again(f"steps={4 * int(run.recipe['steps'])}") if run and "steps" in run.recipe else ""
         finding = Finding("fit.under", "harmful", says, "Train longer, until the validation loss no longer falls.",
-                          command, 1 + (known.low - trials.LEARNED))  # fmt: skip
+                          command, 1 + (known.low - trials.LEARNED),
+                          also=() if fall else ("weights.damaged",))  # fmt: skip
     return Part(finding, measures, curves)
 
 
