@@ -119,7 +119,7 @@ def test_a_crew_without_hands_draws_nothing_and_gives_back_the_jobs_of_the_dead(
     while not rung and time.monotonic() < until:
         time.sleep(0.02)
     job = store.get(id)
-    assert job is not None and job.state == QUEUED and crew.at_work == 0 and crew.close()
+    assert job is not None and job.state == QUEUED and crew.counts().at_work == 0 and crew.close()
 
 
 def test_a_database_that_stumbles_costs_time_and_no_job(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
