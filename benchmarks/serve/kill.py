@@ -24,7 +24,7 @@ import httpx
 import numpy as np
 import psutil
 from PIL import Image
-from served import started
+from served import listed, started
 
 
 def wish(seed: int, steps: int) -> dict[str, Any]:
@@ -40,7 +40,11 @@ def main() -> None:
     parser.add_argument("--workers", type=int, default=0, help="on Ray; 0: the server draws itself")
     given = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
-        report(given, Path(folder))
+        try:
+            report(given, Path(folder))
+        finally:
+            for left in psutil.Process().children():  # a server that nobody told to end
+                left.kill()
 
 
 def report(given: argparse.Namespace, folder: Path) -> None:
@@ -63,7 +67,8 @@ def report(given: argparse.Namespace, folder: Path) -> None:
             process, url = started(given.model, folder)
     until, states, jobs = time.monotonic() + 600, Counter[str](), dict[str, dict[str, Any]]()
     while time.monotonic() < until:
-        jobs = {id: httpx.get(f"{url}/v1/jobs/{id}", timeout=60).json() for id in accepted}
+        with httpx.Client(base_url=url, timeout=60) as client:
+            jobs = {job["id"]: job for job in listed(client, accepted)}
         states = Counter(job["state"] for job in jobs.values())
         if not states["queued"] and not states["running"]:
             break

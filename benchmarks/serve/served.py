@@ -8,9 +8,10 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import httpx
 
@@ -29,6 +30,16 @@ def started(model: Path, folder: Path, *more: str) -> tuple[subprocess.Popen[str
     if not line:
         raise SystemExit(f"the server did not start:\n{(folder / 'server.log').read_text()[-2000:]}")
     return process, json.loads(line)["url"]
+
+
+def listed(client: httpx.Client, wanted: Collection[str]) -> list[dict[str, Any]]:
+    """These jobs as they stand, by pages of the list: asking for each would go beyond the rate of a key."""
+    found: list[dict[str, Any]] = []
+    before: dict[str, Any] = {}
+    while page := client.get("/v1/jobs", params={"limit": 200, **before}).json()["jobs"]:
+        found += [job for job in page if job["id"] in wanted]
+        before = {"before": page[-1]["id"]}
+    return found
 
 
 @contextmanager

@@ -21,7 +21,7 @@ from typing import Any
 
 import httpx
 import psutil
-from served import started
+from served import listed, started
 
 
 def wish(number: int, steps: int) -> dict[str, Any]:
@@ -45,16 +45,6 @@ def capacity(url: str, seconds: float, clients: int, steps: int) -> float:
     with ThreadPoolExecutor(clients) as pool:
         done = sum(pool.map(work, range(clients)))
     return done / (time.monotonic() - began)
-
-
-def listed(client: httpx.Client, wanted: set[str]) -> list[dict[str, Any]]:
-    """These jobs as they stand, by pages of the list."""
-    found: list[dict[str, Any]] = []
-    before: dict[str, Any] = {}
-    while page := client.get("/v1/jobs", params={"limit": 200, **before}).json()["jobs"]:
-        found += [job for job in page if job["id"] in wanted]
-        before = {"before": page[-1]["id"]}
-    return found
 
 
 def main() -> None:
