@@ -49,8 +49,7 @@ def main() -> None:
 
 def report(given: argparse.Namespace, folder: Path) -> None:
     chance, accepted, lost = random.Random(0), dict[str, int](), 0
-    more = ["--engine", "ray", "--workers", str(given.workers)] if given.workers else []
-    process, url = started(given.model, folder, *more)
+    process, url = started(given.model, folder, workers=given.workers)
     for kill in range(given.kills):
         for seed in range(kill * given.jobs // given.kills, (kill + 1) * given.jobs // given.kills):
             try:

@@ -18,8 +18,9 @@ import httpx
 PATIENCE = 120.0  # seconds until a server must answer
 
 
-def started(model: Path, folder: Path, *more: str) -> tuple[subprocess.Popen[str], str]:
-    """Our server with its database and home in a folder, and the address that it said."""
+def started(model: Path, folder: Path, *more: str, workers: int = 0) -> tuple[subprocess.Popen[str], str]:
+    """Our server with its database and home in a folder, drawing itself or by workers on Ray, and its address."""
+    more += ("--engine", "ray", "--workers", str(workers)) if workers else ()
     command = [sys.executable, "-m", "mezzotint", "serve", "--model", f"model={model}", "--port", "0", "--json",
                "--db", f"sqlite:///{folder / 'jobs.db'}", *more]  # fmt: skip
     environment = {**os.environ, "MEZZOTINT_HOME": str(folder / "home")}

@@ -56,8 +56,7 @@ def main() -> None:
     parser.add_argument("--workers", type=int, default=0, help="on Ray; 0: the server draws itself")
     given = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
-        more = ["--engine", "ray", "--workers", str(given.workers)] if given.workers else []
-        process, url = started(given.model, Path(folder), "--room", str(given.room), *more)
+        process, url = started(given.model, Path(folder), "--room", str(given.room), workers=given.workers)
         try:
             soak(given, url, psutil.Process(process.pid))
         finally:

@@ -16,7 +16,7 @@ import tyro
 
 from mezzotint.cli.options import clustered, priced
 from mezzotint.errors import InputError
-from mezzotint.extras import need
+from mezzotint.extras import EXTRAS, need
 
 if TYPE_CHECKING:
     from mezzotint.cluster import Cluster
@@ -103,7 +103,7 @@ def run(options: Options) -> int:
     for name, path in data.items():
         if not path.exists():
             raise InputError(f"--data {name}: no such folder: {path}")
-    need("fastapi", "sqlalchemy", "alembic", "limits", "prometheus_client", "python_multipart", "uvicorn")
+    need(*EXTRAS["serve"][0])
     from mezzotint.governance import audit
     from mezzotint.serve import keys
     from mezzotint.serve.run import answer
