@@ -193,6 +193,20 @@ def test_a_worker_that_sees_another_folder_or_model_says_so(painting: Callable[.
     assert not list(alone.glob("*/.*"))
 
 
+def test_a_polite_kill_ends_with_its_own_code_whatever_ray_is_waiting_for(two: Cluster) -> None:
+    with two.joined() as ray:
+        asleep = ray.remote(lambda: time.sleep(60)).remote()
+        for wait in (time.sleep, lambda seconds: ray.wait([asleep], timeout=seconds), lambda _: ray.get(asleep)):
+            threading.Timer(0.5, os.kill, (os.getpid(), signal.SIGTERM)).start()
+            with pytest.raises(SystemExit) as ended, joining.told_to_end():
+                wait(30.0)
+            assert ended.value.code == 128 + signal.SIGTERM
+        with pytest.raises(SystemExit) as ended, joining.told_to_end():
+            sys.exit(3)
+        assert ended.value.code == 3
+        ray.cancel(asleep, force=True)
+
+
 @pytest.mark.slow
 def test_a_set_that_is_told_to_end_takes_its_workers_along(tiny_folder: Path, alone: Path) -> None:
     out = alone.parent / "ended"

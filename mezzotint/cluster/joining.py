@@ -60,12 +60,20 @@ def told_to_end() -> Iterator[None]:
         yield
         return
 
+    told = False
+
     def end(number: int, frame: Any) -> None:
+        nonlocal told
+        told = True
         sys.exit(128 + number)
 
     before = signal.signal(signal.SIGTERM, end)
     try:
         yield
+    except SystemExit:
+        if told:  # what Ray was waiting for when it came ends with a code of its own, 1
+            sys.exit(128 + signal.SIGTERM)
+        raise
     finally:
         signal.signal(signal.SIGTERM, before or signal.SIG_DFL)
 
