@@ -12,6 +12,8 @@ import torch
 from mezzotint.cli.main import main
 from mezzotint.plan import calibrate, machines, trials, zoo
 from mezzotint.plan.machines import Machine, Point
+from mezzotint.plan.operators import Call
+from mezzotint.plan.training import updates
 
 
 def said(args: list[str], capsys: pytest.CaptureFixture[str], code: int = 0) -> str:
@@ -78,6 +80,9 @@ def test_a_measured_machine_is_kept_and_used(
     assert plan["machine"]["measured"] and plan["seconds"] > 0
     found = calibrate.kept("cpu")
     assert found is not None and found.points["float32"]["linear"] == [Point((1,), 1e10)]
+    with monkeypatch.context() as patch:
+        patch.setattr(calibrate, "EDITION", calibrate.EDITION + 1)
+        assert calibrate.kept("cpu") is None
     monkeypatch.setattr(calibrate, "key", lambda device: "another torch")
     assert calibrate.kept("cpu") is None
 
@@ -88,11 +93,23 @@ def test_kernels_are_really_measured(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(trials, "CONVOLUTION", ((2, 16, 16, 3, 8),))
     monkeypatch.setattr(trials, "ATTENTION", ((2, 16, 16, 64),))
     monkeypatch.setattr(calibrate, "NUMBERS", (1 << 12,))
+    monkeypatch.setattr(trials, "UPDATED", (1 << 6,))
     at = torch.device("cpu")
     found = calibrate._measured(at, torch.float32, None, None)
     assert {*machines.COMPUTING, "copying", "other", "norm"} <= found.keys()
+    assert {call.name for call in updates(1, ema=True)} <= found.keys()
     assert all(0 < point.rate < 1e14 for points in found.values() for point in points)
     assert 0 < calibrate._overhead(at) < 0.01
+
+
+def test_passes_over_weights_cost_no_more_in_whole_networks() -> None:
+    rates = {kernel: [Point((1,), 1e9)] for kernel in (*machines.COMPUTING, *machines.MOVING)}
+    rates["AdamW"] = [Point((1,), 1e10)]
+    machine = Machine("here", "cpu", None, {"float32": rates}, 0.0, whole={"forward": 1.5, "backward": 2.0})
+    back = Call("convolution_backward", "convolution", "float32", (64, 8, 8, 3), 3e9, 1e6)
+    assert machine.seconds({back: 1.0}) == pytest.approx(6.0)
+    step = {back: 1.0} | {call: 1.0 for call in updates(10**9, ema=True)}
+    assert machine.by_kind(step) == pytest.approx({"update": 4 + 8 + 2.8 + 12, "convolution": 6.0})
 
 
 def test_a_network_is_measured_against_its_kernels(monkeypatch: pytest.MonkeyPatch) -> None:

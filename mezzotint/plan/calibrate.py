@@ -30,6 +30,7 @@ from mezzotint.plan.machines import CPU_BASE, Machine, Point
 from mezzotint.plan.trace import imaginary, imagined, outlined, trace
 from mezzotint.plan.trials import NUMBERS, Act, tasks
 
+EDITION = 2  # of what is measured: what an earlier one kept is measured anew
 SPENT = 0.1  # seconds on a kernel at a size, but three runs at least
 HOPELESS = 1.0  # seconds: what takes longer is believed at once
 SLOW = 1 / 20  # of float32's rate in a product: formats that are emulated get no further measuring
@@ -141,9 +142,8 @@ def keep(machine: Machine, device: str) -> Path:
     points = {dtype: {kernel: [[list(p.shape), p.rate] for p in rows] for kernel, rows in kernels.items()}
               for dtype, kernels in machine.points.items()}  # fmt: skip
     return write_json(place(device), {
-        "key": key(device), "name": machine.name, "memory": machine.memory, "overhead": machine.overhead,
-        "whole": dict(machine.whole),
-        "points": points,
+        "key": key(device), "edition": EDITION, "name": machine.name, "memory": machine.memory,
+        "overhead": machine.overhead, "whole": dict(machine.whole), "points": points,
     })  # fmt: skip
 
 
@@ -151,7 +151,7 @@ def kept(device: str = "cpu") -> Machine | None:
     """The machine as it was measured last; None where it was not, or with another torch or number of threads."""
     try:
         found = json.loads(place(device).read_bytes())
-        if found["key"] != key(device):
+        if (found["key"], found["edition"]) != (key(device), EDITION):
             return None
         points = {
             dtype: {kernel: [Point(tuple(shape), rate) for shape, rate in rows] for kernel, rows in kernels.items()}

@@ -41,7 +41,7 @@ class Machine:
         """The time of a run's calls, one after the other; None where the machine's speed is not known."""
         if not self.points:
             return None
-        return self.share(calls) * sum(self.call(call) * count for call, count in calls.items())
+        return sum(self.by_kind(calls).values())
 
     def share(self, calls: Mapping[Call, float]) -> float:
         """How many times as long a whole run takes as its calls apart, as measured; 1 where that was not."""
@@ -52,7 +52,8 @@ class Machine:
         found: dict[str, float] = {}
         share = self.share(calls)
         for call, count in calls.items():
-            found[call.kind] = found.get(call.kind, 0.0) + share * self.call(call) * count
+            times = count if call.kind == "update" else share * count  # passes over all weights, apart from networks
+            found[call.kind] = found.get(call.kind, 0.0) + times * self.call(call)
         return dict(sorted(found.items(), key=lambda item: -item[1]))
 
     def call(self, call: Call) -> float:

@@ -168,7 +168,7 @@ def updates(numbers: int, ema: bool) -> list[Call]:
     """What follows a backward pass: the norm of all gradients, their scaling, AdamW in one pass, the average."""
 
     def pass_over(name: str, each: int) -> Call:
-        return Call(name, "other", "float32", (numbers,), 0.0, float(each * numbers))
+        return Call(name, "update", "float32", (numbers,), 0.0, float(each * numbers))
 
     found = [pass_over("gradient norm", 4), pass_over("clipping", 8), pass_over("AdamW", 28)]
     return [*found, pass_over("moving average", 12)] if ema else found

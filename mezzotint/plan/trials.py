@@ -27,13 +27,16 @@ ATTENTION = (
     (8, 1024, 1024, 24), (16, 256, 256, 8),
 )  # fmt: skip
 NUMBERS = (1 << 12, 1 << 16, 1 << 20, 1 << 23)  # of float32 in one operand
+TENSORS, UPDATED = 16, (1 << 14, 1 << 20)  # weights that train, and numbers in each
 
 
 def tasks(
     at: torch.device, dtype: torch.dtype, numbers: Sequence[int]
 ) -> list[tuple[str, tuple[int, ...], float, Act]]:
     """Kernel, sizes as in `Call.shape`, operations or bytes of a run, and the run."""
-    return [*_products(at, dtype), *_convolutions(at, dtype), *_attentions(at, dtype), *_moves(at, dtype, numbers)]
+    updates = _updates(at) if dtype is torch.float32 else ()
+    return [*_products(at, dtype), *_convolutions(at, dtype), *_attentions(at, dtype), *_moves(at, dtype, numbers),
+            *updates]  # fmt: skip
 
 
 def _products(at: torch.device, dtype: torch.dtype) -> Iterator[tuple[str, tuple[int, ...], float, Act]]:
@@ -117,6 +120,27 @@ def _moves(
         )  # fmt: skip
         for kernel, operands, act in both:
             moved = operands * count * size
+            yield kernel, (moved,), float(moved), act
+
+
+def _updates(at: torch.device) -> Iterator[tuple[str, tuple[int, ...], float, Act]]:
+    """Passes over weights in place, of many tensors at a time and of more than caches hold.
+
+    No new memory is taken, which makes them several times faster than what only moves numbers elsewhere.
+    """
+    for count in UPDATED:
+        weights, gradients, means, squares = ([torch.rand(count, device=at) for _ in range(TENSORS)] for _ in range(4))
+        steps = [torch.ones((), device=at) for _ in weights]
+        passes: Sequence[tuple[str, int, Act]] = (
+            ("gradient norm", 4, lambda g=gradients: torch.nn.utils.get_total_norm(g)),
+            ("clipping", 8, lambda g=gradients: torch._foreach_mul_(g, 1.0)),
+            ("AdamW", 28, lambda w=weights, g=gradients, m=means, s=squares, n=steps: torch._fused_adamw_(
+                w, g, m, s, [], n, lr=1e-5, beta1=0.9, beta2=0.999, weight_decay=0.01, eps=1e-8, amsgrad=False,
+                maximize=False)),
+            ("moving average", 12, lambda a=means, w=weights: torch._foreach_lerp_(a, w, 0.001)),
+        )  # fmt: skip
+        for kernel, each, act in passes:
+            moved = each * count * TENSORS
             yield kernel, (moved,), float(moved), act
 
 
