@@ -121,13 +121,16 @@ class Guided(nn.Module):
 
 
 class Babbling(nn.Module):
-    """Each label adds a pattern of its own that has nothing to do with the images, of so large a deviation."""
+    """Each label adds a pattern of its own that has nothing to do with the images, of so large a deviation; or none
+    does but the one that stands for no label."""
 
-    def __init__(self, network: Exact, size: float) -> None:
+    def __init__(self, network: Exact, size: float, silence: bool = False) -> None:
         super().__init__()
         self.network, self.config = network, network.config
         rng = torch.Generator().manual_seed(8)
         self.added = size * torch.randn(len(CLASSES) + 1, CHANNELS, SIDE, SIDE, generator=rng)
+        if silence:
+            self.added[:-1] = 0
 
     def forward(self, x: Tensor, t: Tensor, told: Conditioning) -> Tensor:
         return self.network(x, t, told) + (0 if told.label is None else self.added[told.label])
@@ -151,6 +154,8 @@ def examined(
         network = Guided(network, scale)
     if (size := changes.pop("babble", None)) is not None:
         network = Babbling(network, size)
+    if (size := changes.pop("astray", None)) is not None:
+        network = Babbling(network, size, silence=True)
     found: Model = model(network, pixel_codec(CHANNELS), **facts)
     drawn = torch.arange(count) % len(CLASSES)
     pixels = changes.pop("pixels", None)

@@ -205,6 +205,15 @@ def test_pain_10_guidance_on_a_distilled_network_is_named() -> None:
     assert causes[0] == "guidance.distilled"
 
 
+def test_a_branch_that_was_never_trained_is_named_where_what_is_said_is_understood() -> None:
+    facts = {"guidance": GuidanceFacts(dropout=0.1, scale=3.0)}
+    for astray in (1.0, 3.0):
+        causes, _ = found(examined(FLOW, steered=True, facts=facts, astray=astray, count=64), ("guidance",))
+        assert causes[:1] == ["guidance.untrained"]
+    strange = examined(FLOW, steered=True, facts=facts, astray=0.15, deaf=True, count=64)
+    assert "guidance.untrained" not in found(strange, ("guidance",))[0]
+
+
 @pytest.mark.parametrize(
     ("facts", "cause"),
     [

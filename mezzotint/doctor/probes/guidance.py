@@ -93,11 +93,13 @@ def _branches(case: Case, measures: list[Measure]) -> list[Finding]:
             measured("multiple of the guided direction that fits the images best", fit, "about 1"),
         ]  # fmt: skip
         tell = len(set(steerings.wishes(case))) > 1 and not consistency.misheard(case)  # else they say nothing
-        misled = steerings.swapped(case).gain(free) if tell else None
+        other = steerings.swapped(case) if tell else None
+        misled = other.gain(free) if other is not None else None
+        understood = other is not None and mine.gain(other).low > 0  # else its captions may be strange to it, too
         if misled is not None:
             measures.append(measured("log error of the unconditional branch above that of a wrong condition", misled,
                                      f"at most {IGNORANT:g}"))  # fmt: skip
-        ignorant = misled is not None and misled.value > IGNORANT and misled.low > 0
+        ignorant = misled is not None and misled.value > IGNORANT and misled.low > 0 and understood
         if ignorant or (worse.value > UNTRAINED and worse.low > 0.7 * UNTRAINED):
             than = " than with its own, and higher than with a wrong one" if ignorant else ""
             findings.append(

@@ -20,6 +20,7 @@ QUIET = 0.01  # gain of the right caption, over another one and none, below whic
 AGREED = 0.6  # share of a caption's images that must prefer the same other one
 HEEDED = 0.01  # gain of an image's best caption over none from which that one is understood
 COSTLY = 0.05  # what a random caption costs where captions are understood; 0.07 to 0.27, in other words below 0.05
+SILENCE = 0.05  # what silence may cost where no caption is better than another; damaged networks lose 0.03 by it
 CUT = 0.05  # share of captions that may be longer than the encoder reads
 
 
@@ -74,8 +75,8 @@ def _hearing(
     heard, against = middle.gain(other), middle.gain(none)
     if fit.low > WEAK and apart:
         return _weak(fit, measures)
-    if _hardly(case, mine):
-        return None  # whatever it hears changes its answers by chance
+    if _hardly(case, mine):  # whatever it hears changes its answers by chance, but for silence
+        return _strange(heard, against, measures) if against.low > SILENCE and heard.low <= 0 else None
     if misheard(case, middle, other, none) or (fit.low < HEARD and apart and relabelling.exchanged(case, words)):
         return _misheard(case, words, middle, none, fit, measures)
     if (change > FELT or case.model.text is None) and heard.high < QUIET and (against.high < 2 * QUIET or not apart):
@@ -107,6 +108,16 @@ def _weak(fit: Mean, measures: list[Measure]) -> Finding:
         f"captions change the right things {fit.value:.2g} times too little ({fit.low:.2g} to {fit.high:.2g}), as"
         " where they are said in another encoder's words",
         TRAINED_WITH, strength=fit.low / WEAK, measures=tuple(measures), also=("text.ignored",),
+    )  # fmt: skip
+
+
+def _strange(heard: Mean, against: Mean, measures: list[Measure]) -> Finding:
+    return Finding(
+        "text.encoder", "broken",
+        f"the network denoises no better than a linear filter, silence is even worse ({against.value:+.2f}), and the"
+        f" right caption helps no more than another one ({heard.value:+.2f}): what is said is strange to it, silence"
+        " too",
+        TRAINED_WITH, strength=2.0, measures=tuple(measures[:3]), also=("weights.damaged",),
     )  # fmt: skip
 
 
