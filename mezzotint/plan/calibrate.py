@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
+from itertools import product
 from math import exp, log
 from pathlib import Path
 from typing import Any
@@ -31,7 +32,7 @@ from mezzotint.plan.trace import imaginary, imagined, outlined, trace
 from mezzotint.plan.trials import NUMBERS, Act, tasks
 
 EDITION = 2  # of what is measured: what an earlier one kept is measured anew
-SPENT = 0.1  # seconds on a kernel at a size, but three runs at least
+SPENT, ROUNDS = 0.1, 2  # seconds on a kernel at a size, but three runs at least in each round
 HOPELESS = 1.0  # seconds: what takes longer is believed at once
 SLOW = 1 / 20  # of float32's rate in a product: formats that are emulated get no further measuring
 
@@ -41,7 +42,7 @@ def calibrate(device: str = "cpu", watch: Callable[[int, int], None] | None = No
     at = torch.device(device)
     kinds = [torch.float32, torch.bfloat16, torch.float16]
     points: dict[str, dict[str, list[Point]]] = {}
-    total = len(tasks(at, torch.float32, NUMBERS)) + 2
+    total = ROUNDS * len(tasks(at, torch.float32, NUMBERS)) + 2
     best = 0.0
     for dtype in kinds:
         name = str(dtype).removeprefix("torch.")
@@ -70,22 +71,26 @@ def _measured(
 ) -> dict[str, list[Point]]:
     """Every kernel in a format; of one that is far slower than in float32 the first size alone, the rest by its share.
 
-    What only moves numbers is measured at one size in formats other than float32.
+    In rounds, of which the fastest counts: another job rarely lasts through all of them. What only moves numbers is
+    measured at one size in formats other than float32.
     """
-    found: dict[str, list[Point]] = {}
-    shares: dict[str, float] = {}
     trials = tasks(at, dtype, NUMBERS if plain is None else NUMBERS[2:3])
-    for done, (kernel, shape, work, act) in enumerate(trials):
+    rates, shares = [0.0] * len(trials), dict[str, float]()
+    spent = (SPENT if plain is None else SPENT / 2) / ROUNDS
+    for done, (turn, place) in enumerate(product(range(ROUNDS), range(len(trials)))):
+        kernel, shape, work, act = trials[place]
         known = {point.shape: point.rate for point in plain[kernel]} if plain else {}
         if kernel in shares:
-            found[kernel].append(Point(shape, shares[kernel] * known[shape]))
+            rates[place] = rates[place] or shares[kernel] * known[shape]
             continue
-        rate = work / _seconds(act, at, SPENT if plain is None else SPENT / 2)
-        found.setdefault(kernel, []).append(Point(shape, rate))
-        if shape in known and len(shape) > 1 and rate < 2 * SLOW * known[shape]:
-            shares[kernel] = rate / known[shape]
+        rates[place] = max(rates[place], work / _seconds(act, at, spent))
+        if not turn and shape in known and len(shape) > 1 and rates[place] < 2 * SLOW * known[shape]:
+            shares[kernel] = rates[place] / known[shape]
         if watch and plain is None:
-            watch(done + 1, len(trials) + 2)
+            watch(done + 1, ROUNDS * len(trials) + 2)
+    found: dict[str, list[Point]] = {}
+    for (kernel, shape, _, _), rate in zip(trials, rates, strict=True):
+        found.setdefault(kernel, []).append(Point(shape, rate))
     return found
 
 
@@ -100,22 +105,24 @@ def whole(machine: Machine, at: torch.device) -> dict[str, float]:
         (lambda: UNet(small_text_unet(4, 4, 256, 96, 32)), 2, Conditioning(tokens=text)),
         (lambda: DiT(dit("S/4", 4, 4, 10, 32)), 4, Conditioning(label=label)),
     ]
-    ratios: dict[str, list[float]] = {"forward": [], "backward": []}
+    runs: list[tuple[str, Act, float | None]] = []  # of a network, with what its kernels take
     for build, count, told in shapes:
         network = build().to(at)
         with outlined():
             outline = build()
         x, t = torch.randn(count, 4, 32, 32, device=at), torch.zeros(count, device=at)
-        for way, spans in ratios.items():
-            learns = way == "backward"
-            real = _seconds(partial(_passes, network, x, t, told, learns), at, 5 * SPENT)
+        for way, learns in (("forward", False), ("backward", True)):
             with imagined():
                 twin = imaginary(outline, torch.float32, trains=learns)
                 seen = told.map(lambda part: torch.empty(part.shape, dtype=part.dtype))
                 act = partial(_passes, twin, torch.empty(x.shape), torch.empty(t.shape), seen, learns)
                 calls = trace(act, twin.parameters()).calls
-            spans.append(real / (machine.seconds(calls) or real))
-    return {way: exp(sum(map(log, spans)) / len(spans)) for way, spans in ratios.items()}
+            runs.append((way, partial(_passes, network, x, t, told, learns), machine.seconds(calls)))
+    rounds = [[_seconds(act, at, 5 * SPENT / ROUNDS) for _, act, _ in runs] for _ in range(ROUNDS)]
+    ratios: dict[str, list[float]] = {}
+    for (way, _, kernels), spans in zip(runs, zip(*rounds, strict=True), strict=True):
+        ratios.setdefault(way, []).append(min(spans) / (kernels or min(spans)))
+    return {way: exp(sum(map(log, each)) / len(each)) for way, each in ratios.items()}
 
 
 def _passes(network: Any, x: Tensor, t: Tensor, told: Conditioning, learns: bool) -> None:
