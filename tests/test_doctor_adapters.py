@@ -138,7 +138,7 @@ def test_an_adapter_that_changes_weights_and_helps_nothing_is_of_another_base(ca
     tensors["lora_unet_second.lora_down.weight"] = drawn(RANK, PIXELS, seed=10) / PIXELS**0.5
     checked = examined(case, tmp_path, tensors)
     assert causes(checked) == {"adapter.base": "harmful"}
-    assert "gains nothing on your images" in checked.findings[0].says
+    assert "gains next to nothing on your images" in checked.findings[0].says
 
 
 def unnamed(tensors: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -225,6 +225,15 @@ def test_a_path_that_does_not_arrive_is_named(facts: dict[str, SamplingFacts], c
     assert found(examined(VELOCITY, facts=facts), ("sampler",))[0] == [cause]
 
 
+def test_fresh_noise_over_the_whole_schedule_needs_no_more_steps(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("mezzotint.doctor.probes.sampler.ROUGH", 0.0)  # whatever it draws is far from converged
+    process = Process(Discrete("scaled_linear", 0.0085, 0.12, timesteps=100), Prediction.EPSILON)
+    for steps, causes in ((40, 1), (100, 0)):
+        facts = {"sampling": SamplingFacts(sampler="ddpm", steps=steps)}
+        named, _ = found(examined(process, facts=facts), ("sampler",))
+        assert sum(cause in ("sampler.unfit", "sampler.steps") for cause in named) == causes
+
+
 def test_pain_08_a_shift_that_does_not_fit_is_named() -> None:
     process = Process(RectifiedFlow(shift=60.0), Prediction.FLOW)
     facts = {"sampling": SamplingFacts(sampler="flow_euler", steps=30)}

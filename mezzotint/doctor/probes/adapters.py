@@ -19,6 +19,7 @@ BAD = -0.1  # score from which on a network denoises no better than a filter tha
 FACTOR = 3.0  # that the best weight may be from the one asked for
 STRONG = 3.0  # weight times alpha / rank: trainers' defaults are 1 / 32 to 2
 GAIN = 0.02  # log error that another weight must gain, or an adapter must lose, before it counts
+WORTH = 0.3  # the same for each unit of its updates against the weights: trained ones 0.8 and more, others 0.1
 CHANGES = 0.01  # update against weight, at the median, of an adapter that was trained at all
 OPPOSED = -0.5  # mean cosine of two adapters' updates below which they undo each other
 SAME, ONCE = 0.98, 1.5  # and above which they are one adapter given twice; the sum of weights that is then too much
@@ -113,7 +114,8 @@ def _strength(case: Case, before: Sequence[Finding], each: Opened, adapter: Adap
 def _judged(case: Case, each: Opened, adapter: Adapter, size: float, found: strengths.Search) -> list[Finding]:
     k, name = found.multiple, each.name
     far = max(found.tried, 1 / found.tried) > FACTOR and max(k, 1 / k) > FACTOR
-    useful = found.possible.low > 0 and found.possible.value > GAIN
+    least = max(GAIN, WORTH * size * found.tried)
+    useful = found.possible.low > 0 and found.possible.value > least
     if far and useful and found.better.low > 0 and found.better.value > GAIN:
         low = max((low for lows in adapter.parts.values() for low in lows), key=lambda each: each.rank)
         usual = strengths.mistake(k, low.rank, low.rank if low.alpha is None else low.alpha)
@@ -132,7 +134,7 @@ def _judged(case: Case, each: Opened, adapter: Adapter, size: float, found: stre
     if useful:
         return []
     if loss.low <= 0 or loss.value <= GAIN:
-        return _useless(case, each, adapter, size, found)
+        return _useless(case, each, adapter, size, found, least)
     says = f"With {name} the error on your images is larger; without it, it is less by {_percent(loss)}."
     sentence, command = _on_base(case, each, adapter)
     strength = max(abs(low.scale) for lows in adapter.parts.values() for low in lows) * abs(each.weight)
@@ -152,14 +154,16 @@ def _judged(case: Case, each: Opened, adapter: Adapter, size: float, found: stre
     )]  # fmt: skip
 
 
-def _useless(case: Case, each: Opened, adapter: Adapter, size: float, found: strengths.Search) -> list[Finding]:
+def _useless(
+    case: Case, each: Opened, adapter: Adapter, size: float, found: strengths.Search, least: float
+) -> list[Finding]:
     """An adapter that changes weights, as one that was trained does, and helps nothing."""
-    if found.possible.high >= GAIN or found.helps.high >= GAIN or size < CHANGES:
+    if max(found.possible.high, found.helps.high) >= least or size < CHANGES:
         return []
     sentence, command = _on_base(case, each, adapter)
     return [Finding(
         "adapter.base", "harmful",
-        f"{each.name} changes weights by {100 * size:.2g} % and gains nothing on your images"
+        f"{each.name} changes weights by {100 * size:.2g} % and gains next to nothing on your images"
         f" ({_percent(found.helps)}), nor does any other weight of it.{sentence}",
         "Use the adapter with the model that it was trained on; or give --data the images that it was made for.",
         command, also=("adapter.keys",),

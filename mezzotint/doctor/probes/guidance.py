@@ -8,6 +8,7 @@ from mezzotint import images
 from mezzotint.doctor import consistency, readings, steerings, trials
 from mezzotint.doctor.case import Case, Drawn
 from mezzotint.doctor.finding import Checked, Exhibit, Finding, Measure, NotChecked, Plot, measured
+from mezzotint.doctor.rereading import WEAK
 from mezzotint.doctor.statistics import deviations
 from mezzotint.errors import InputError
 
@@ -95,7 +96,8 @@ def _branches(case: Case, measures: list[Measure]) -> list[Finding]:
         tell = len(set(steerings.wishes(case))) > 1 and not consistency.misheard(case)  # else they say nothing
         other = steerings.swapped(case) if tell else None
         misled = other.gain(free) if other is not None else None
-        understood = other is not None and mine.gain(other).low > 0  # else its captions may be strange to it, too
+        # else its captions may be strange to it, too
+        understood = other is not None and mine.gain(other).low > 0 and consistency.told(case).low <= WEAK
         if misled is not None:
             measures.append(measured("log error of the unconditional branch above that of a wrong condition", misled,
                                      f"at most {IGNORANT:g}"))  # fmt: skip

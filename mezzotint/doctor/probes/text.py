@@ -17,10 +17,11 @@ DEAF = 1e-3  # change of the output, relative, from one caption to another
 FELT = 0.003  # the same from which something is heard at all; of an encoder that is another one 0.004 and more
 FAINT = 10.0  # times too little that a caption changes, from which nothing is listened to
 QUIET = 0.01  # gain of the right caption, over another one and none, below which nothing of it is understood
+NEARLY = 0.9  # share of what captions change that is surely right, from which none of them is tried for another one
 AGREED = 0.6  # share of a caption's images that must prefer the same other one
 HEEDED = 0.01  # gain of an image's best caption over none from which that one is understood
 COSTLY = 0.05  # what a random caption costs where captions are understood; 0.07 to 0.27, in other words below 0.05
-SILENCE = 0.05  # what silence may cost where no caption is better than another; damaged networks lose 0.03 by it
+SILENCE = 0.05  # what silence may change where no caption is better than another; in damaged networks 0.03
 CUT = 0.05  # share of captions that may be longer than the encoder reads
 
 
@@ -56,7 +57,7 @@ def examine(case: Case) -> Checked:
     faint = max(fit, consistency.weight(case), key=lambda each: each.low)
     ignored = change <= DEAF or faint.low > (FAINT if model.text is not None else WEAK)
     best: Score | None = None
-    if model.text is not None and not ignored and fit.low < WEAK and not built_in(case):
+    if model.text is not None and not ignored and not built_in(case):
         best = rereading.tried(case, middle, none, measures, findings)
     if ignored and not findings:
         findings.append(_ignored(case, change, faint, measures))
@@ -75,18 +76,22 @@ def _hearing(
     heard, against = middle.gain(other), middle.gain(none)
     if fit.low > WEAK and apart:
         return _weak(fit, measures)
-    if _hardly(case, mine):  # whatever it hears changes its answers by chance, but for silence
-        return _strange(heard, against, measures) if against.low > SILENCE and heard.low <= 0 else None
-    if misheard(case, middle, other, none) or (fit.low < HEARD and apart and relabelling.exchanged(case, words)):
+    if _hardly(case, mine, none):  # whatever it hears changes its answers by chance, but for silence
+        apart = case.model.text is not None and max(against.low, -against.high) > SILENCE
+        return _strange(heard, against, measures) if apart and heard.low <= 0 else None
+    if misheard(case, middle, other, none) or (fit.low < NEARLY and apart and relabelling.exchanged(case, words)):
         return _misheard(case, words, middle, none, fit, measures)
     if (change > FELT or case.model.text is None) and heard.high < QUIET and (against.high < 2 * QUIET or not apart):
         return _unheard(case, change, measures)
     return None
 
 
-def _hardly(case: Case, mine: Score) -> bool:
-    """Whether a network that captions steer has learned less than a linear filter knows."""
-    return case.model.text is not None and trials.learned(case, mine).low > 0
+def _hardly(case: Case, mine: Score, none: Score) -> bool:
+    """Whether a network has learned less than a linear filter knows; where labels steer it, without them, too."""
+    if trials.learned(case, mine).low <= 0:
+        return False
+    dropped = case.model.contract.guidance.dropout > 0
+    return case.model.text is not None or (dropped and trials.learned(case, none).low > 0)
 
 
 def _ignored(case: Case, change: float, faint: Mean, measures: list[Measure]) -> Finding:
@@ -114,9 +119,9 @@ def _weak(fit: Mean, measures: list[Measure]) -> Finding:
 def _strange(heard: Mean, against: Mean, measures: list[Measure]) -> Finding:
     return Finding(
         "text.encoder", "broken",
-        f"the network denoises no better than a linear filter, silence is even worse ({against.value:+.2f}), and the"
-        f" right caption helps no more than another one ({heard.value:+.2f}): what is said is strange to it, silence"
-        " too",
+        f"the network denoises no better than a linear filter, the right caption helps no more than another one"
+        f" ({heard.value:+.2f}), and yet captions change much against silence ({against.value:+.2f}): what is said is"
+        " strange to it",
         TRAINED_WITH, strength=2.0, measures=tuple(measures[:3]), also=("weights.damaged",),
     )  # fmt: skip
 
