@@ -83,7 +83,7 @@ class Options:
     fit: str | None = None
     """A size of memory, like 12GiB: what fits, and what would have to give for what does not."""
     calibrate: bool = False
-    """Measure this machine once, about 20 seconds, and keep the result for every later plan."""
+    """Measure this machine once, about half a minute, and keep the result for every later plan."""
     explain: bool = False
     """Print the sum behind every figure."""
     html: Path | None = None

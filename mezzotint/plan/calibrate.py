@@ -1,6 +1,6 @@
 """Measure a machine: the kernels that diffusion models spend their time in, at sizes that bracket theirs.
 
-About 20 seconds on two cores: matrix products, convolutions, attention, their backward passes, what only moves numbers,
+About half a minute on two cores: matrix products, convolutions, attention, their backward passes, what only moves numbers,
 and what a call costs however small it is. The result is kept in the user's cache folder.
 """
 
@@ -71,23 +71,23 @@ def _measured(
 ) -> dict[str, list[Point]]:
     """Every kernel in a format; of one that is far slower than in float32 the first size alone, the rest by its share.
 
-    In rounds, of which the fastest counts: another job rarely lasts through all of them. What only moves numbers is
-    measured at one size in formats other than float32.
+    In rounds, of which the fastest counts: another job rarely lasts through all of them. In formats other than float32
+    there is one, and what only moves numbers is measured at one size.
     """
     trials = tasks(at, dtype, NUMBERS if plain is None else NUMBERS[2:3])
     rates, shares = [0.0] * len(trials), dict[str, float]()
-    spent = (SPENT if plain is None else SPENT / 2) / ROUNDS
-    for done, (turn, place) in enumerate(product(range(ROUNDS), range(len(trials)))):
+    rounds = ROUNDS if plain is None else 1
+    for done, (turn, place) in enumerate(product(range(rounds), range(len(trials)))):
         kernel, shape, work, act = trials[place]
         known = {point.shape: point.rate for point in plain[kernel]} if plain else {}
         if kernel in shares:
             rates[place] = rates[place] or shares[kernel] * known[shape]
             continue
-        rates[place] = max(rates[place], work / _seconds(act, at, spent))
+        rates[place] = max(rates[place], work / _seconds(act, at, SPENT / ROUNDS))
         if not turn and shape in known and len(shape) > 1 and rates[place] < 2 * SLOW * known[shape]:
             shares[kernel] = rates[place] / known[shape]
         if watch and plain is None:
-            watch(done + 1, ROUNDS * len(trials) + 2)
+            watch(done + 1, rounds * len(trials) + 2)
     found: dict[str, list[Point]] = {}
     for (kernel, shape, _, _), rate in zip(trials, rates, strict=True):
         found.setdefault(kernel, []).append(Point(shape, rate))
