@@ -1,7 +1,7 @@
 """Measure a machine: the kernels that diffusion models spend their time in, at sizes that bracket theirs.
 
-About half a minute on two cores: matrix products, convolutions, attention, their backward passes, what only moves numbers,
-and what a call costs however small it is. The result is kept in the user's cache folder.
+About half a minute on two cores: matrix products, convolutions, attention, their backward passes, what only moves
+numbers, and what a call costs however small it is. The result is kept in the user's cache folder.
 """
 
 from __future__ import annotations
