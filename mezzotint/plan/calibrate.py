@@ -42,7 +42,6 @@ def calibrate(device: str = "cpu", watch: Callable[[int, int], None] | None = No
     at = torch.device(device)
     kinds = [torch.float32, torch.bfloat16, torch.float16]
     points: dict[str, dict[str, list[Point]]] = {}
-    total = ROUNDS * len(tasks(at, torch.float32, NUMBERS)) + 2
     best = 0.0
     for dtype in kinds:
         name = str(dtype).removeprefix("torch.")
@@ -62,6 +61,7 @@ def calibrate(device: str = "cpu", watch: Callable[[int, int], None] | None = No
     )  # fmt: skip
     machine = replace(machine, whole=whole(machine, at))
     if watch:
+        total = ROUNDS * sum(map(len, points["float32"].values())) + 2
         watch(total, total)
     return machine
 

@@ -77,8 +77,8 @@ def _hearing(
     if fit.low > WEAK and apart:
         return _weak(fit, measures)
     if _hardly(case, mine, none):  # whatever it hears changes its answers by chance, but for silence
-        apart = case.model.text is not None and max(against.low, -against.high) > SILENCE
-        return _strange(heard, against, measures) if apart and heard.low <= 0 else None
+        strange = case.model.text is not None and heard.low <= 0 and max(against.low, -against.high) > SILENCE
+        return _strange(heard, against, measures) if strange else None
     if misheard(case, middle, other, none) or (fit.low < NEARLY and apart and relabelling.exchanged(case, words)):
         return _misheard(case, words, middle, none, fit, measures)
     if (change > FELT or case.model.text is None) and heard.high < QUIET and (against.high < 2 * QUIET or not apart):
